@@ -1,0 +1,206 @@
+"""Recipes: a scheme with every option set, closed to unknown keys and values."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from importlib import resources
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from otfuse.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class OTFusion(_Closed):
+    """Options of the published method (arXiv 2310.05719), in the words of facts.md section 1."""
+
+    features: Literal["activations", "weights"] = "activations"
+    transform: Literal["standardize", "center", "normalize", "none", "unit"] = "standardize"
+    tokens: str = "all"
+    unread: Literal["skip", "compare"] = "skip"
+    cost: Literal["euclidean", "sqeuclidean", "cosine", "correlation"] = "euclidean"
+    cost_scale: Literal["max", "mean", "median", "none"] = "max"
+    solver: Literal["sinkhorn", "emd"] = "sinkhorn"
+    regulariser: Positive | Literal["auto"] = 0.08
+    residual: Literal["branch", "skip", "identity", "mean", "scalar", "matrix"] = "mean"
+    query_key: Literal["separate", "tied", "heads"] = "separate"
+    classifier: Literal["fuse", "anchor"] = "fuse"
+    unequal: Literal["balanced", "published"] = "balanced"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _transform_of_features(cls, data: Any) -> Any:
+        """Weights are compared as unit rows unless the recipe says otherwise."""
+        if isinstance(data, dict) and data.get("features") == "weights":
+            return {"transform": "unit"} | data
+        return data
+
+    @field_validator("tokens")
+    @classmethod
+    def _tokens(cls, value: str) -> str:
+        if value not in ("all", "cls") and not re.fullmatch(r"window:[1-9]\d*", value):
+            msg = "allowed: all, cls, window:N (N x N centre patches and the class token)"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _transform_fits_features(self) -> Self:
+        allowed = ("unit", "none") if self.features == "weights" else ("standardize", "center", "normalize", "none")
+        if self.transform not in allowed:
+            msg = f"transform {self.transform!r} does not go with features {self.features!r}; allowed: {', '.join(allowed)}"
+            raise ValueError(msg)
+        return self
+
+
+class Recipe(_Closed):
+    """A scheme and its options. ``weights`` is one per model, anchor first; None means equal weights."""
+
+    scheme: Literal["average", "otfusion"]
+    weights: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(default=None, strict=False)
+    seed: int = Field(default=0, ge=0)
+    otfusion: OTFusion = OTFusion()
+
+    @field_validator("weights")
+    @classmethod
+    def _sum_to_one(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and not math.isclose(sum(value), 1.0, abs_tol=1e-6):
+            msg = f"weights must sum to one, these sum to {sum(value):g}"
+            raise ValueError(msg)
+        return value
+
+    def weights_for(self, models: int) -> tuple[float, ...]:
+        """Mixing weights of that many models, anchor first; RecipeError if the recipe gives another number."""
+        if self.weights is None:
+            return (1 / models,) * models
+        if len(self.weights) != models:
+            msg = f"weights: {len(self.weights)} given for {models} models; give one per model, anchor first"
+            raise RecipeError(msg)
+        return self.weights
+
+    def to_yaml(self) -> str:
+        """The recipe with every option set, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in _folder().iterdir() if p.name.endswith(".yaml"))
+
+
+def read(recipe: str | Path | Mapping[str, Any] | Recipe, options: Mapping[str, Any] | None = None) -> Recipe:
+    """A checked recipe from a name, a YAML file, a mapping or a recipe, with dotted ``options`` laid over it.
+
+    Raises :class:`RecipeError` naming the key, what is allowed and the nearest right one.
+    """
+    data = _nested(recipe, where := str(recipe) if not isinstance(recipe, (dict, Recipe)) else "recipe")
+    for key, value in (options or {}).items():
+        _set(data, key.split("."), value, key)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(_sentence(error, where)) from None
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["otfusion.solver=emd", ...]`` as a dict; values are read as YAML."""
+    options = {}
+    for pair in pairs:
+        key, sep, text = pair.partition("=")
+        if not sep or not key:
+            msg = f"--set {pair}: write KEY=VALUE, for example --set otfusion.solver=emd"
+            raise RecipeError(msg)
+        try:
+            options[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            msg = f"--set {pair}: {text!r} is not a YAML value"
+            raise RecipeError(msg) from None
+    return options
+
+
+def _folder() -> Any:
+    return resources.files("otfuse") / "recipes"
+
+
+def _nested(recipe: Any, where: str) -> dict[str, Any]:
+    from pathlib import Path
+
+    if isinstance(recipe, Recipe):
+        return recipe.model_dump(mode="python", exclude_unset=True)
+    if not isinstance(recipe, (str, Path)):
+        return {k: dict(v) if isinstance(v, dict) else v for k, v in recipe.items()}
+    if str(recipe) in names():
+        text = (_folder() / f"{recipe}.yaml").read_text()
+    elif Path(recipe).is_file():
+        try:
+            text = Path(recipe).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"recipe {where}: cannot be read as text ({error.__class__.__name__}); give a YAML file"
+            raise RecipeError(msg) from None
+    else:
+        msg = f"recipe {where}: no such recipe or file; {_nearest(str(recipe), names())}"
+        raise RecipeError(msg)
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        msg = f"recipe {where}: not valid YAML{line}; mend that line"
+        raise RecipeError(msg) from None
+    if not isinstance(data, dict):
+        msg = f"recipe {where}: a recipe is a mapping of keys, beginning with 'scheme:'"
+        raise RecipeError(msg)
+    return data
+
+
+def _set(data: dict[str, Any], path: list[str], value: Any, key: str) -> None:
+    for part in path[:-1]:
+        inner = data.setdefault(part, {})
+        if not isinstance(inner, dict):
+            msg = f"option {key}: {part!r} holds a value, not a section"
+            raise RecipeError(msg)
+        data[part] = data = dict(inner)
+    data[path[-1]] = value
+    if path[-1] == "features" and value == "weights" and data.get("transform") in ("standardize", "center", "normalize"):
+        del data["transform"]  # the option moves to the other kind of features: its default transform goes with it
+
+
+def _keys(location: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = OTFusion if location and location[0] == "otfusion" and len(location) > 1 else Recipe
+    return list(model.model_fields)
+
+
+def _nearest(word: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}allowed: {', '.join(allowed)}"
+
+
+def _sentence(error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    location = tuple(p for p in first["loc"] if p not in ("constrained-float", "float", "literal['auto']"))
+    key = ".".join(map(str, location)) or "recipe"
+    kind, given = first["type"], first.get("input")
+    if kind == "extra_forbidden":
+        return f"recipe {where}: unknown key {key!r}; {_nearest(str(location[-1]), _keys(location))}"
+    if kind == "missing":
+        return f"recipe {where}: key {key!r} is missing; add it"
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
+        return f"recipe {where}: {key} cannot be {given!r}; {_nearest(str(given), allowed)}"
+    reason = first["msg"].removeprefix("Value error, ")
+    if key.endswith("regulariser"):
+        reason = "allowed: a number above zero, or auto"
+    return f"recipe {where}: {key} cannot be {given!r}: {reason}" if kind != "value_error" or location else f"recipe {where}: {reason}"
