@@ -1,0 +1,175 @@
+"""A module as a program: a graph of operators over named parameters, which can be read and run.
+
+``torch.export`` with ``strict=False``, static shapes and no decompositions keeps composite operators (linear, norms,
+attention) whole (graph.md section 4). Parameters are inputs of the program, so one program serves every model of the
+same class and sizes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import operator
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+
+from otfuse.errors import TraceError
+from otfuse.program.inputs import Inputs, example_inputs, forward_keywords, split_inputs
+from otfuse.program.outputs import main_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """What a module computes for one shape of inputs.
+
+    ``parameters`` maps placeholders to the (first) stored names of parameters and persistent floating buffers;
+    ``constants`` holds the other placeholders' tensors; ``users`` are the placeholders of the inputs, in the order of
+    ``inputs``; ``outputs`` are the nodes that predictions are made of; ``ties`` maps every stored name to its first.
+    """
+
+    graph: fx.Graph
+    module: fx.GraphModule
+    parameters: dict[str, str]
+    constants: dict[str, torch.Tensor]
+    users: tuple[str, ...]
+    outputs: tuple[fx.Node, ...]
+    inputs: Inputs
+    ties: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+
+    def live(self) -> set[fx.Node]:
+        """Nodes that an output depends on, and those that write into such a node: dead code must not constrain."""
+        todo, live = list(self.outputs), set[fx.Node]()
+        while todo:
+            node = todo.pop()
+            if node in live:
+                continue
+            live.add(node)
+            todo += node.all_input_nodes
+            todo += [user for user in node.users if _writes_into(user, node)]
+        return live
+
+
+class _Main(nn.Module):
+    """The module, returning only what it is for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.keywords = forward_keywords(model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        return main_outputs(self.model(*args, **(self.keywords | kwargs)))
+
+
+def export(model: nn.Module, inputs: Inputs | None = None) -> Program:
+    """Trace a module (in evaluation mode; it is left as it was) on example inputs, made from its config when None.
+
+    Works on the meta device. Raises TraceError naming the module and the reason.
+    """
+    inputs = example_inputs(model) if inputs is None else inputs
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    args, kwargs = split_inputs(inputs)
+    args = tuple(_to(value, device) for value in args)
+    kwargs = {name: _to(value, device) for name, value in kwargs.items()}
+    try:
+        with evaluating(model), quiet(), torch.no_grad():
+            exported = torch.export.export(_Main(model), args, kwargs, strict=False)
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TraceError(
+            f"{type(model).__name__} cannot be traced by torch.export: {reason.strip()[:300]}; "
+            "give other example_inputs, or rewrite that part of forward without branches on data"
+        ) from error
+    return _program(model, exported, inputs)
+
+
+def _program(model: nn.Module, exported: Any, inputs: Inputs) -> Program:
+    ties, shapes = stored(model)
+    parameters, constants, users = dict[str, str](), dict[str, torch.Tensor](), list[str]()
+    for spec in exported.graph_signature.input_specs:
+        name, target = spec.arg.name, (spec.target or "").removeprefix("model.")
+        if spec.kind is InputKind.USER_INPUT:
+            users.append(name)
+        elif target in ties:
+            parameters[name] = ties[target]
+        elif spec.kind is InputKind.BUFFER:
+            constants[name] = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
+        else:
+            constants[name] = exported.constants[spec.target]
+    graph = exported.graph_module.graph
+    nodes = {node.name: node for node in graph.nodes}
+    wanted = [s.arg.name for s in exported.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
+    return Program(
+        graph=graph,
+        module=exported.graph_module,
+        parameters=parameters,
+        constants=constants,
+        users=tuple(users),
+        outputs=tuple(nodes[name] for name in wanted if name in nodes),
+        inputs=inputs,
+        ties=ties,
+        shapes=shapes,
+    )
+
+
+def stored(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """Every stored floating tensor: name -> the first name of the same tensor, and name -> shape.
+
+    Parameters, and buffers that are persistent and floating. Identity is that of the tensor object: pointers are zero
+    on the meta device.
+    """
+    skipped = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set  # noqa: SLF001  # torch has no public name for it
+    }
+    first, ties, shapes = dict[int, str](), dict[str, str](), dict[str, tuple[int, ...]]()
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        if name not in skipped and tensor.is_floating_point():
+            ties[name] = first.setdefault(id(tensor), name)
+            shapes[name] = tuple(tensor.shape)
+    return ties, shapes
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Libraries below do not speak to the user."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _writes_into(user: fx.Node, node: fx.Node) -> bool:
+    schema = getattr(user.target, "_schema", None)
+    return bool(user.target is not operator.getitem and schema is not None and schema.is_mutable and user.args and user.args[0] is node)

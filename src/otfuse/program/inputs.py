@@ -1,0 +1,132 @@
+"""Example inputs, made from the signature of ``forward`` and the configuration of the model."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from otfuse.errors import TraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+type Inputs = Mapping[str, Any] | tuple[Any, ...]
+
+_TEXT = 8  # tokens of an example: spaces do not depend on the length
+
+
+def example_inputs(model: nn.Module, *, batch: int = 2) -> dict[str, torch.Tensor]:
+    """Random inputs by keyword for a model with a ``config`` (Hugging Face); TraceError if they cannot be made.
+
+    Token ids are distinct and avoid the special ones, so that no row of the example repeats another.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        raise TraceError(
+            f"{type(model).__name__} has no config to make example inputs from: give example_inputs "
+            "(a dict of keyword arguments or a tuple)"
+        )
+    makers = {
+        "pixel_values": _pixels,
+        "input_values": _waves,
+        "input_features": _features,
+        "input_ids": _tokens,
+        "decoder_input_ids": _decoder_tokens,
+    }
+    parameters = inspect.signature(model.forward).parameters
+    chance = torch.Generator().manual_seed(0)
+    made = {name: make(model, batch, chance) for name, make in makers.items() if name in parameters}
+    if "decoder_input_ids" in made and not getattr(config, "is_encoder_decoder", False):
+        del made["decoder_input_ids"]
+    inputs = {name: value for name, value in made.items() if value is not None}
+    required = [
+        p.name for p in parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    missing = [name for name in required if name not in inputs]
+    if not inputs or missing:
+        what = f"no rule to make {', '.join(missing)}" if missing else "forward takes no input known to otfuse"
+        raise TraceError(f"{type(model).__name__}: {what} from its config; give example_inputs (a dict or a tuple)")
+    return inputs
+
+
+def forward_keywords(model: nn.Module) -> dict[str, Any]:
+    """Keywords that make a Hugging Face forward a plain function: a mapping comes out, no cache is kept."""
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and hasattr(model, "config")
+    keywords: dict[str, Any] = {}
+    if "use_cache" in parameters:
+        keywords["use_cache"] = False
+    if "return_dict" in parameters or takes_any:
+        keywords["return_dict"] = True
+    return keywords
+
+
+def split_inputs(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as positional and keyword arguments."""
+    return (tuple(inputs), {}) if isinstance(inputs, tuple) else ((), dict(inputs))
+
+
+def lookup(config: Any, *names: str) -> Any:
+    """The first of ``names`` that the config or one of its sub-configs holds, or None."""
+    for name in names:
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    for value in vars(config).values():
+        if hasattr(value, "to_dict"):
+            found = lookup(value, *names)
+            if found is not None:
+                return found
+    return None
+
+
+def _pixels(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Tensor | None:
+    config = getattr(model, "config", None)
+    size = lookup(config, "image_size")
+    if size is None:  # fully convolutional: any size divisible by the strides
+        size = 64 if lookup(config, "patch_size", "num_stages", "depths") is not None else None
+    if size is None:
+        return None
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    channels = lookup(config, "num_channels", "in_channels") or 3
+    return torch.randn(batch, channels, int(height), int(width), generator=chance)
+
+
+def _waves(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Tensor | None:
+    config = getattr(model, "config", None)
+    bins, frames = lookup(config, "num_mel_bins"), lookup(config, "max_length")
+    if bins is not None and frames is not None:  # a spectrogram
+        return torch.randn(batch, int(frames), int(bins), generator=chance)
+    return torch.randn(batch, 1600, generator=chance)
+
+
+def _features(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Tensor | None:
+    config = getattr(model, "config", None)
+    bins, positions = lookup(config, "num_mel_bins", "feature_size"), lookup(config, "max_source_positions")
+    if bins is None:
+        return None
+    return torch.randn(batch, int(bins), 2 * int(positions or 32), generator=chance)
+
+
+def _tokens(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Tensor | None:
+    return _draw(getattr(model, "config", None), ("vocab_size",), batch, chance)
+
+
+def _decoder_tokens(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Tensor | None:
+    config = getattr(model, "config", None)
+    decoder = getattr(config, "decoder", None) or config
+    return _draw(decoder, ("decoder_vocab_size", "vocab_size"), batch, chance)
+
+
+def _draw(config: Any, names: tuple[str, ...], batch: int, chance: torch.Generator) -> torch.Tensor | None:
+    size = lookup(config, *names)
+    if size is None:
+        return None
+    special = {value for name, value in vars(config).items() if name.endswith("_token_id") and isinstance(value, int)}
+    usable = torch.tensor([token for token in range(int(size)) if token not in special] or [0])
+    length = min(_TEXT, int(lookup(config, "max_position_embeddings", "n_positions") or _TEXT))
+    rows = [usable[torch.randperm(len(usable), generator=chance)[:length]] for _ in range(batch)]
+    return torch.stack(rows)

@@ -1,0 +1,39 @@
+"""What the model is for: only that may pin as output (graph.md section 6, item 14)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+# Outputs that a model gives along the way; what another model of the same kind would not be asked for.
+_INCIDENTAL = ("past_key_values", "hidden_states", "attentions", "loss", "cache", "router_logits", "_state")
+_SIDE = ("encoder_", "decoder_")
+
+
+def main_outputs(result: Any) -> tuple[torch.Tensor, ...]:
+    """The floating tensors of ``result`` that predictions are made of.
+
+    Of a mapping (a Hugging Face output): the logits where there are any, else everything that is neither a cache, nor
+    the record of inner states, nor what belongs to one side of an encoder-decoder. Of anything else: all tensors.
+    """
+    if isinstance(result, Mapping):
+        kept = {
+            name: value
+            for name, value in result.items()
+            if not name.startswith(_SIDE) and not any(word in name for word in _INCIDENTAL)
+        }
+        logits = {name: value for name, value in kept.items() if "logits" in name}
+        result = list((logits or kept or dict(result)).values())
+    return tuple(_floating(result))
+
+
+def _floating(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        return [tensor for item in value for tensor in _floating(item)]
+    return []
