@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TypeAlias, TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-type Atom = int
-type Axis = tuple[Atom, ...]
+Atom: TypeAlias = "int"
+Axis: TypeAlias = "tuple[Atom, ...]"
 
 
 class MisfitError(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TypeAlias, TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-type Inputs = Mapping[str, Any] | tuple[Any, ...]
+Inputs: TypeAlias = "Mapping[str, Any] | tuple[Any, ...]"
 
 _TEXT = 8  # tokens of an example: spaces do not depend on the length
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from otfuse.program.inputs import split_inputs
 
@@ -38,8 +39,8 @@ class Runner(fx.Interpreter):
 
     def __call__(self, weights: Mapping[str, torch.Tensor], inputs: Inputs | None = None) -> tuple[torch.Tensor, ...]:
         """The program's outputs for these weights (by stored name) and inputs (the example's when None)."""
-        args, kwargs = split_inputs(self._program.inputs if inputs is None else inputs)
-        values = dict(zip(self._program.users, [*args, *kwargs.values()], strict=True))
+        leaves = tree_leaves(split_inputs(self._program.inputs if inputs is None else inputs))
+        values = dict(zip(self._program.users, leaves, strict=True))
         for name, stored in self._program.parameters.items():
             values[name] = weights[stored]
         kind = torch.float64 if self._double else None

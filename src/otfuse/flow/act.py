@@ -1,0 +1,114 @@
+"""Elements of the groups of spaces: drawing them at random, and applying them to stored tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from otfuse.core.space import Group
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    from otfuse.core.space import Member, Space
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Element:
+    """One element of the group of a space: ``order[copies, size]`` (new unit ``u`` is old ``order[c, u]``), or, for
+    rotary spaces, ``angles[copies, size]`` in radians."""
+
+    space: Space
+    order: NDArray[np.int64] | None = None
+    angles: NDArray[np.float64] | None = None
+
+
+def chance(seed: int, *path: str) -> np.random.Generator:
+    """The generator of one named use of chance, the same in every process."""
+    digest = hashlib.blake2b("/".join(path).encode(), key=seed.to_bytes(8, "big"), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))
+
+
+def draw(space: Space, seed: int) -> Element:
+    """A random element: derangements (small random permutations are often the identity), or angles."""
+    source = chance(seed, space.id)
+    if space.group is Group.ROTARY:
+        return Element(space, angles=source.uniform(0.5, 2.5, (space.copies, space.size)))
+    return Element(space, order=np.stack([_derangement(space.size, source) for _ in range(space.copies)]))
+
+
+def act(
+    elements: Iterable[Element], weights: Mapping[str, torch.Tensor], *, skip: Member | None = None
+) -> dict[str, torch.Tensor]:
+    """All of ``weights``, with every element applied to every member of its space, except the member ``skip``."""
+    moved = dict(weights)
+    waiting: dict[tuple[str, int], NDArray[np.int64]] = {}
+    for element in elements:
+        for member in element.space.members:
+            if member is skip:
+                continue
+            if element.order is not None and member.batch_axis is None:  # permutations of one axis are gathered
+                key = member.tensor, member.axis
+                before = waiting.get(key, np.arange(weights[member.tensor].shape[member.axis]))
+                waiting[key] = before[_indices(len(before), member.positions, element.order)]
+                continue
+            _flush(moved, waiting, member.tensor)  # elements act one after another, in the same order everywhere
+            if element.angles is not None:
+                moved[member.tensor] = _turn(moved[member.tensor], member, element.angles)
+            elif element.order is not None:
+                moved[member.tensor] = _permute_slices(moved[member.tensor], member, element.order)
+    for tensor in {tensor for tensor, _ in waiting}:
+        _flush(moved, waiting, tensor)
+    return moved
+
+
+def _flush(moved: dict[str, torch.Tensor], waiting: dict[tuple[str, int], NDArray[np.int64]], tensor: str) -> None:
+    for key in [key for key in waiting if key[0] == tensor]:
+        index = torch.from_numpy(waiting.pop(key)).to(moved[tensor].device)
+        moved[tensor] = moved[tensor].index_select(key[1], index)
+
+
+def _indices(length: int, positions: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    index = np.arange(length)
+    for places, permutation in zip(positions, order, strict=True):
+        index[places] = places[permutation]
+    return index
+
+
+def _permute_slices(tensor: torch.Tensor, member: Member, order: NDArray[np.int64]) -> torch.Tensor:
+    """Batched weights: copy ``c`` moves only slice ``c`` of the batch axis."""
+    assert member.batch_axis is not None  # noqa: S101  # for the type checker
+    axis = member.axis - (member.axis > member.batch_axis)
+    slices = []
+    for copy, part in enumerate(tensor.unbind(member.batch_axis)):
+        index = _indices(part.shape[axis], member.positions[copy : copy + 1], order[copy : copy + 1])
+        slices.append(part.index_select(axis, torch.from_numpy(index).to(part.device)))
+    return torch.stack(slices, member.batch_axis)
+
+
+def _turn(tensor: torch.Tensor, member: Member, angles: NDArray[np.float64]) -> torch.Tensor:
+    """Every pair turned by its angle: the last factor of the width is (real, imaginary)."""
+    pairs = member.positions.reshape(*member.positions.shape[:2], -1, 2)
+    turn = torch.from_numpy(np.repeat(angles[:, :, None], pairs.shape[2], axis=2).reshape(-1)).to(tensor)
+    shape = [-1 if d == member.axis else 1 for d in range(tensor.ndim)]
+    cos, sin = turn.cos().reshape(shape), turn.sin().reshape(shape)
+    real, imaginary = (torch.from_numpy(pairs[..., i].reshape(-1)).to(tensor.device) for i in (0, 1))
+    x, y = tensor.index_select(member.axis, real), tensor.index_select(member.axis, imaginary)
+    out = tensor.clone()
+    out.index_copy_(member.axis, real, x * cos - y * sin)
+    out.index_copy_(member.axis, imaginary, x * sin + y * cos)
+    return out
+
+
+def _derangement(size: int, source: np.random.Generator) -> NDArray[np.int64]:
+    """A random cyclic order of the units: no unit stays (size 1 has no choice)."""
+    cycle = source.permutation(size)
+    order = np.empty(size, np.int64)
+    order[cycle] = np.roll(cycle, 1)
+    return order

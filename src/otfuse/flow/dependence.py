@@ -1,0 +1,82 @@
+"""Which units may move differently in every copy of something else (wreath products; graph.md section 1).
+
+The units of a head may be permuted differently in every head: they *depend* on the head. This is not built into
+unification but computed afterwards from everything that was recorded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from otfuse.flow.axes import Algebra, Atom, Axis
+    from otfuse.flow.facts import Facts
+
+
+def dependencies(facts: Facts) -> dict[Atom, list[Atom]]:
+    """For every leaf of a stored tensor: the leaves on whose index its permutation may depend, outermost first.
+
+    It is the intersection, over all recorded tensors that hold the leaf, of the other leaves indexed at the same
+    place; then, for every contraction over the leaf, of what is contracted with it and what is aligned on both sides
+    (attention across heads contracts units of head i with units of head j: their permutation must be common).
+    """
+    algebra, known = facts.algebra, dict[int, set[int]]()
+    for value in facts.records:
+        for leaf, context in _contexts(algebra, value.axes):
+            known[leaf] = known[leaf] & context if leaf in known else context
+    for inner, aligned in facts.contractions:
+        leaves = set(algebra.leaves(inner))
+        beside = {leaf for axis in aligned for leaf in algebra.leaves(axis)}
+        carried = {algebra.find(c) for leaf in beside for c in algebra.cell(leaf).carries}
+        allowed = leaves | beside | carried
+        for leaf in leaves:
+            known[leaf] = known.get(leaf, allowed) & allowed
+    order = _order(facts)
+    return {leaf: _outer(leaf, known, order) for leaf in order}
+
+
+def _order(facts: Facts) -> dict[int, int]:
+    """Leaves of stored tensors in order of first appearance: outer factors come first."""
+    order: dict[int, int] = {}
+    for value in facts.stored.values():
+        for axis in value.axes:
+            for leaf in facts.algebra.leaves(axis):
+                order.setdefault(leaf, len(order))
+    return order
+
+
+def _outer(leaf: int, known: dict[int, set[int]], order: dict[int, int]) -> list[int]:
+    """What the leaf depends on; of two that depend on each other the outer one does not."""
+    found = [
+        other
+        for other in known.get(leaf, ())
+        if other in order and other != leaf and not (leaf in known.get(other, ()) and order[other] > order[leaf])
+    ]
+    return sorted(found, key=order.__getitem__)
+
+
+def _contexts(algebra: Algebra, axes: Sequence[Axis]) -> Iterator[tuple[int, set[int]]]:
+    """Every leaf with the leaves whose index is known wherever it is indexed, once per occurrence.
+
+    A leaf that stands on two axes (an outer product) cannot serve as a context.
+    """
+    outer = Counter(a for axis in axes for a in algebra.flat(axis) if not algebra.is_sum(a))
+    carried = {algebra.find(c) for a in outer for c in algebra.cell(a).carries}
+    base = {a for a, times in outer.items() if times == 1} | carried
+    for axis in axes:
+        yield from _walk(algebra, axis, base)
+
+
+def _walk(algebra: Algebra, axis: Axis, context: set[int]) -> Iterator[tuple[int, set[int]]]:
+    flat = algebra.flat(axis)
+    times = Counter(flat)
+    here = context | {a for a in flat if not algebra.is_sum(a) and times[a] == 1}
+    for atom in flat:
+        if algebra.is_sum(atom):
+            for part in algebra.parts(atom):
+                yield from _walk(algebra, part, here)
+        else:
+            yield atom, here - {atom}

@@ -1,0 +1,79 @@
+"""Program -> flow graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING
+
+from otfuse.core.graph import FlowGraph
+from otfuse.errors import RuleError
+from otfuse.flow.interpret import interpret
+from otfuse.flow.registry import operator_name
+from otfuse.flow.spaces import Draft, SpaceBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otfuse.core.space import Space
+    from otfuse.flow.facts import Facts
+    from otfuse.program.export import Program
+
+_TOO_MUCH = 0.1  # a space pinned out of ignorance may not hold more of the parameters than this
+
+
+def derive(program: Program, *, holds: Callable[[Space], bool] | None = None) -> FlowGraph:
+    """The flow graph of a program.
+
+    ``holds`` tries a space that is pinned only because a rule is missing or says nothing about order: it returns
+    whether permuting its units leaves the program's outputs unchanged (float64). Without it such spaces stay pinned.
+    Raises RuleError if an operator without a rule pins a space with more than a tenth of the parameters.
+    """
+    facts = interpret(program)
+    drafts = [_promoted(draft, holds) if draft.soft else draft for draft in SpaceBuilder(facts).build()]
+    _refuse_ignorance(program, facts, drafts)
+    return FlowGraph(
+        spaces=tuple(draft.space for draft in drafts),
+        nodes=(),
+        shapes=program.shapes,
+        ties=program.ties,
+        unread=tuple(name for name, first in program.ties.items() if first not in facts.live),
+        notes=tuple(f"no rule for {name} ({count} x)" for name, count in facts.unknown_names().items()),
+    )
+
+
+def _promoted(draft: Draft, holds: Callable[[Space], bool] | None) -> Draft:
+    from otfuse.core.space import Group
+
+    free = replace(draft.space, group=Group.PERMUTATION, pinned=None)
+    if holds is not None and holds(free):
+        return Draft(draft.leaf, free, soft=False)
+    return draft
+
+
+def _refuse_ignorance(program: Program, facts: Facts, drafts: list[Draft]) -> None:
+    total = sum(prod(value) for name, value in program.shapes.items() if program.ties[name] == name)
+    for draft in drafts:
+        if not draft.soft or not facts.unknown:
+            continue
+        held = {member.tensor for member in draft.space.members}
+        share = sum(prod(program.shapes[name]) for name in held) / max(total, 1)
+        reasons = facts.algebra.cell(draft.leaf).soft
+        node = next((n for n in facts.unknown if f"no rule for {operator_name(n)}" in reasons), None)
+        if share > _TOO_MUCH and node is not None:
+            raise RuleError(
+                f"no flow rule for {node.target}, called at {where(node)}: it would pin {draft.space.name} "
+                f"({draft.space.size} units, {share:.0%} of the parameters); declare a rule with "
+                f"@otfuse.flow.registry.rule({operator_name(node)!r}, family=...) (docs/rules.md)"
+            )
+
+
+def where(node: object) -> str:
+    """The line of the user's code that called an operator: the innermost frame outside torch."""
+    lines = str(getattr(node, "meta", {}).get("stack_trace") or "").splitlines()
+    frames = [line.strip() for line in lines if line.strip().startswith("File ")]
+    own = [frame for frame in frames if "/torch/" not in frame]
+    if not own:
+        return "an unknown place"
+    name, line = own[-1].split('"')[1], own[-1].split("line ")[1].split(",")[0]
+    return f"{name.rsplit('/', 1)[-1]}:{line}"

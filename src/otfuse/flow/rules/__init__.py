@@ -1,0 +1,1 @@
+"""One file per operator family. To add a rule see docs/rules.md."""

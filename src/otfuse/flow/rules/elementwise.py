@@ -1,0 +1,78 @@
+"""Operators that work element by element: they force equal positions to be the same units, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from otfuse.core.space import Role
+from otfuse.flow.op import Op
+from otfuse.flow.registry import Family, rule
+from otfuse.flow.value import Value
+
+_PRODUCTS = ("mul", "mul_", "div", "div_", "multiply", "divide", "true_divide")
+
+
+@rule(
+    "dropout", "dropout_", "feature_dropout", "native_dropout", "alias", "clone", "contiguous", "detach", "detach_",
+    "to", "_to_copy", "type_as", "float", "double", "lift_fresh_copy", "requires_grad_",
+    family=Family.KEEP,
+)  # fmt: skip
+def keep(op: Op) -> Any:
+    """The same tensor."""
+    return op.value(0)
+
+
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", family=Family.POINTWISE)
+def softmax(op: Op) -> Any:
+    """Equivariant under permutations along its own dimension, elementwise along the others."""
+    return op.value(0).with_axes(op.value(0).axes)
+
+
+@rule(
+    "pointwise", "where", "__and__", "__or__", "__xor__", "floor_divide", "masked_fill", "masked_fill_", "hardswish",
+    "hardswish_", "fill_", "copy_", "lerp", "bitwise_and", "rrelu", "threshold",
+    family=Family.POINTWISE,
+)  # fmt: skip
+def pointwise(op: Op) -> Any:
+    """Aligned at the last dimension and unified; in-place ones too, because axes are symbols.
+
+    ``pointwise`` stands for every operator that PyTorch itself tags so; the others here lack the tag.
+    """
+    values = op.values()
+    if op.name in _PRODUCTS:
+        for value in values:
+            op.roles(value, Role.SCALES)
+    return op.broadcast(values)
+
+
+@rule("prelu", family=Family.POINTWISE)
+def prelu(op: Op) -> Any:
+    """A slope for every channel (dimension 1), or one for all."""
+    x, slope = op.value(0), op.value(1)
+    op.roles(slope, Role.SCALES)
+    op.algebra.unify(x.axes[1], slope.axes[0])
+    return x.with_axes(x.axes)
+
+
+@rule("glu", family=Family.POINTWISE)
+def glu(op: Op) -> Any:
+    """One half gates the other."""
+    x = op.value(0)
+    dim = op.arg(1, "dim", -1) % len(x.axes)
+    return op.broadcast(op.cut(x, dim, [op.shape[dim]] * 2))
+
+
+@rule(
+    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like",
+    "empty_like", "scalar_tensor",
+    family=Family.CREATION,
+)  # fmt: skip
+def constant(op: Op) -> Any:
+    """The same value everywhere: every axis is wild."""
+    return Value(tuple(op.algebra.axis(n, wild=True) for n in op.shape))
+
+
+@rule("arange", "linspace", "rand", "randn", "eye", "tril_indices", "triu_indices", family=Family.CREATION)
+def table(op: Op) -> Any:
+    """Values that tell positions apart: pinned."""
+    return Value(tuple(op.algebra.axis(n, pin="constant") for n in op.shape))

@@ -1,0 +1,81 @@
+"""Reading rows by number: the rows are pinned, unless the numbers point into an axis that is itself followed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from otfuse.core.space import Role
+from otfuse.flow.op import Op
+from otfuse.flow.registry import UNKNOWN, Family, rule
+from otfuse.flow.value import Value
+
+
+@rule("embedding", family=Family.LOOKUP)
+def embedding(op: Op) -> Any:
+    """``v d, ... -> ... d``."""
+    table, index = op.value(0), op.value(1)
+    op.roles(table, Role.PRODUCES)
+    if index.points is not None:
+        op.algebra.unify(table.axes[0], index.points)
+    else:
+        op.algebra.pin(table.axes[0], "lookup")
+    return Value((*index.axes, *table.axes[1:]), table.derived)
+
+
+@rule("index", family=Family.LOOKUP)
+def index(op: Op) -> Any:
+    """Advanced indexing by whole tensors of numbers."""
+    x, given = op.value(0), op.arg(1)
+    places = [i for i, t in enumerate(given) if t is not None]
+    if not all(isinstance(given[i], Value) for i in places):
+        return UNKNOWN
+    points = given[places[0]].points
+    if len(places) == 1 and points is not None and op.algebra.size(points) == op.algebra.size(x.axes[places[0]]):
+        axis = op.algebra.unify(x.axes[places[0]], points)  # weights of the expert that each row was sent to
+        for own in given[places[0]].axes:
+            _carry_opaque(op, own, axis)
+    else:
+        for i in places:
+            op.algebra.pin(x.axes[i], "indexed")
+    rows = op.broadcast([given[i] for i in places]).axes
+    rest = [axis for i, axis in enumerate(x.axes) if i not in places]
+    at = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
+    return Value((*rest[:at], *rows, *rest[at:]), x.derived, x.points)
+
+
+def _carry_opaque(op: Op, rows: Any, axis: Any) -> None:
+    for leaf in set(op.algebra.leaves(rows)):
+        if "opaque" in op.algebra.cell(leaf).hard:
+            op.algebra.carry((leaf,), op.algebra.flat(axis))
+
+
+@rule("gather", "index_select", "take_along_dim", family=Family.LOOKUP)
+def gather(op: Op) -> Any:
+    """Reading along one dimension; the other dimensions agree."""
+    x, dim, places = op.value(0), op.arg(1), op.value(2)
+    dim %= len(x.axes)
+    op.algebra.pin(x.axes[dim], "indexed")
+    if op.name == "index_select":
+        axis = places.axes[0] if places.axes else ()
+        return x.with_axes((*x.axes[:dim], axis, *x.axes[dim + 1 :]))
+    axes = [
+        own if i == dim or op.algebra.size(own) != op.algebra.size(x.axes[i]) else op.algebra.unify(x.axes[i], own)
+        for i, own in enumerate(places.axes)
+    ]
+    return Value(tuple(axes), x.derived)
+
+
+@rule("index_put", "index_put_", family=Family.LOOKUP)
+def index_put(op: Op) -> Any:
+    """Writing rows by number."""
+    x, given = op.value(0), op.arg(1)
+    for axis in x.axes[: len(given)]:
+        op.algebra.pin(axis, "indexed", soft=True)
+    for t in given:
+        if isinstance(t, Value):
+            for axis in t.axes:
+                op.algebra.pin(axis, "indexed", soft=True)
+    written = op.value(2)
+    for own, axis in zip(reversed(x.axes[len(given) :]), reversed(written.axes), strict=False):
+        op.algebra.unify(own, axis)
+    return x.with_axes(x.axes)

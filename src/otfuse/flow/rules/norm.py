@@ -1,0 +1,48 @@
+"""Norms: the axis stays what it is; gain, bias and running statistics are members of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from otfuse.core.space import Role
+from otfuse.flow.op import Op
+from otfuse.flow.registry import Family, rule
+from otfuse.flow.value import Value
+
+
+def _join(op: Op, x: Value, dim: int, item: Any, axis: int, role: Role) -> None:
+    if isinstance(item, Value):
+        op.role(item, axis, role)
+        op.algebra.unify(x.axes[dim], item.axes[axis])
+
+
+@rule("layer_norm", "rms_norm", family=Family.NORM)
+def layer_norm(op: Op) -> Any:
+    """Gain and bias over the last dimensions."""
+    x, count = op.value(0), len(op.arg(1))
+    first = len(x.axes) - count
+    for i in range(count):
+        _join(op, x, first + i, op.arg(2, "weight"), i, Role.SCALES)
+        if op.name == "layer_norm":
+            _join(op, x, first + i, op.arg(3, "bias"), i, Role.PRODUCES)
+        op.contract(x.axes[first + i], [a for d, a in enumerate(x.axes) if d != first + i])
+    return x.with_axes(x.axes)
+
+
+@rule("batch_norm", "instance_norm", family=Family.NORM)
+def batch_norm(op: Op) -> Any:
+    """Gain, bias, running mean and variance over the channels (dimension 1)."""
+    x = op.value(0)
+    for index, role in ((1, Role.SCALES), (2, Role.PRODUCES), (3, Role.PRODUCES), (4, Role.SCALES)):
+        _join(op, x, 1, op.arg(index), 0, role)
+    return x.with_axes(x.axes)
+
+
+@rule("group_norm", family=Family.NORM)
+def group_norm(op: Op) -> Any:
+    """Channels are groups times channels of a group."""
+    x = op.value(0)
+    op.algebra.split_axis(x.axes[1], op.arg(1))
+    _join(op, x, 1, op.arg(2, "weight"), 0, Role.SCALES)
+    _join(op, x, 1, op.arg(3, "bias"), 0, Role.PRODUCES)
+    return x.with_axes(x.axes)

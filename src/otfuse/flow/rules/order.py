@@ -1,0 +1,90 @@
+"""Operators in which the order of an axis means something, and reductions that forget the axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from otfuse.flow.op import Op
+from otfuse.flow.registry import UNKNOWN, Family, rule
+from otfuse.flow.value import Value
+
+
+@rule("topk", family=Family.ORDER)
+def topk(op: Op) -> Any:
+    """Values without order, and numbers that point into the axis they were chosen from."""
+    x = op.value(0)
+    dim = op.arg(2, "dim", -1) % len(x.axes)
+    source = x.axes[dim]
+    op.algebra.pin(source, "topk", soft=True)
+    op.algebra.tag(source, "experts")
+    axes = (*x.axes[:dim], op.algebra.axis(op.shape[dim], pin="opaque"), *x.axes[dim + 1 :])
+    return [Value(axes, x.derived), Value(axes, x.derived, points=source)]
+
+
+@rule("sort", "argsort", family=Family.ORDER)
+def sort(op: Op) -> Any:
+    """A sorted axis is a new axis; sorted numbers keep what they point into."""
+    x, given = op.value(0), op.arg(1, "dim", -1)
+    dim = (-1 if isinstance(given, bool) else given) % len(x.axes)
+    op.algebra.pin(x.axes[dim], "sorted", soft=True)
+    axes = (*x.axes[:dim], op.algebra.axis(op.shape[dim], pin="opaque"), *x.axes[dim + 1 :])
+    points = x.points if x.points is not None else None
+    order = Value(axes, x.derived, points=None if points is not None else x.axes[dim])
+    return order if op.name == "argsort" else [Value(axes, x.derived, points), order]
+
+
+@rule("histc", family=Family.ORDER)
+def histogram(op: Op) -> Any:
+    """How often every place of an axis is pointed at."""
+    x = op.value(0)
+    if x.points is None or op.algebra.size(x.points) != op.shape[0]:
+        return UNKNOWN
+    return Value((x.points,), derived=True)
+
+
+@rule("cumsum", "cumprod", "cummax", "logcumsumexp", "flip", "roll", "diff", family=Family.ORDER)
+def ordered(op: Op) -> Any:
+    """The named dimensions are pinned, the others pass."""
+    x = op.value(0)
+    position = 2 if op.name in ("roll", "diff") else 1
+    given = op.arg(position, "dims" if op.name in ("roll", "flip") else "dim", -1 if op.name == "diff" else None)
+    given = [given] if isinstance(given, int) else given
+    dims = [d % len(x.axes) for d in given] if given else list(range(len(x.axes)))
+    for d in dims:
+        op.algebra.pin(x.axes[d], op.name, soft=True)
+    axes = [op.algebra.axis(op.shape[d], pin="opaque") if d in dims and op.name == "diff" else a for d, a in enumerate(x.axes)]
+    return x.with_axes(axes)
+
+
+@rule(
+    "mean", "sum", "amax", "amin", "var", "std", "logsumexp", "norm", "any", "all", "linalg_vector_norm", "prod",
+    "count_nonzero",
+    family=Family.REDUCTION,
+)  # fmt: skip
+def reduction(op: Op) -> Any:
+    """The axis is summed over."""
+    x = op.value(0)
+    given = op.arg(2 if op.name in ("norm", "linalg_vector_norm") else 1, "dim")
+    if isinstance(given, bool) or given is None or given == []:
+        given = list(range(len(x.axes)))
+    dims = [d % len(x.axes) for d in ([given] if isinstance(given, int) else given)]
+    for d in dims:
+        op.contract(x.axes[d], [a for i, a in enumerate(x.axes) if i != d])
+    keep = len(op.shape) == len(x.axes)
+    return x.with_axes([() if i in dims else a for i, a in enumerate(x.axes) if keep or i not in dims])
+
+
+@rule(
+    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
+    "upsample_bicubic2d", "_upsample_bilinear2d_aa",
+    family=Family.POOL,
+)  # fmt: skip
+def pool(op: Op) -> Any:
+    """Channels pass, places are pinned."""
+    x = op.value(0)
+    count = 1 if op.name.endswith("1d") else 3 if op.name.endswith("3d") else 2
+    for axis in x.axes[-count:]:
+        op.algebra.pin(axis, "spatial")
+    places = [op.algebra.axis(n, pin="spatial") for n in op.shape[-count:]]
+    return x.with_axes((*x.axes[:-count], *places))

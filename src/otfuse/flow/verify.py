@@ -1,0 +1,199 @@
+"""The gate: random elements of all spaces at once must leave the outputs of the original module unchanged."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from otfuse.core.space import Role
+from otfuse.errors import GateError
+from otfuse.flow.act import act, chance, draw
+from otfuse.program.export import evaluating, quiet
+from otfuse.program.inputs import forward_keywords, split_inputs
+from otfuse.program.outputs import main_outputs
+from otfuse.program.run import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import nn
+
+    from otfuse.core.graph import FlowGraph
+    from otfuse.core.space import Member, Space
+    from otfuse.program.export import Program
+
+_CONTROLS = 3  # members left out one at a time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verification:
+    """``error``: relative change of the outputs when every space moves; ``control``: the smallest relative change when
+    one member is left out (infinite if no space has two members)."""
+
+    error: float
+    control: float
+    graph: FlowGraph
+
+    def require(self, tolerance: float) -> None:
+        """GateError unless the error is below the tolerance and the control well above it."""
+        if not self.error < tolerance:
+            raise GateError(
+                f"the derived flow graph is not exact: moving all spaces changes the outputs by {self.error:.1e} "
+                f"(allowed: {tolerance:.0e}); run `otfuse inspect --verify` and report the model's class"
+            )
+        if not self.control > 10 * tolerance:
+            raise GateError(
+                f"the gate proves nothing here: leaving out a member changes the outputs by only {self.control:.1e}; "
+                "check that the weights are trained and the inputs are not constant"
+            )
+
+
+def verify_graph(model: nn.Module, program: Program, graph: FlowGraph, *, seed: int = 0) -> Verification:
+    """The gate in float64 on randomised weights, every cast inside the module kept in float64."""
+    weights = randomised(model, program, seed)
+    return _verify(_Module(model, program, double=True), graph, weights, seed)
+
+
+def verify_weights(model: nn.Module, program: Program, graph: FlowGraph, *, seed: int = 0) -> Verification:
+    """The gate on the real weights as they are."""
+    weights = real(model, program)
+    return _verify(_Module(model, program, double=False), graph, weights, seed)
+
+
+class SpaceTrial:
+    """Tries one space on the program in float64: three draws, accepted only below 1e-9 (graph.md section 1)."""
+
+    def __init__(self, model: nn.Module, program: Program, seed: int = 0) -> None:
+        self._run, self._weights, self._seed = Runner(program, double=True), randomised(model, program, seed), seed
+
+    def __call__(self, space: Space) -> bool:
+        """Whether permuting the space leaves the outputs unchanged."""
+        reference = self._run(self._weights)
+        draws = [act([draw(space, self._seed + i)], self._weights) for i in range(3)]
+        return all(change(self._run(moved), reference) < 1e-9 for moved in draws)  # noqa: PLR2004  # see the class
+
+
+def real(model: nn.Module, program: Program) -> dict[str, torch.Tensor]:
+    """The stored tensors by first name."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: tensors[name].detach() for name, first in program.ties.items() if name == first}
+
+
+def randomised(model: nn.Module, program: Program, seed: int) -> dict[str, torch.Tensor]:
+    """Stored tensors in float64 with every value drawn anew: defaults such as ones and zeros hide mistakes.
+
+    Gains keep their mean near one; buffers (running statistics) are drawn positive.
+    """
+    parameters, drawn = {name for name, _ in model.named_parameters()}, dict[str, torch.Tensor]()
+    for name, tensor in real(model, program).items():
+        source = chance(seed, "weights", name)
+        noise = torch.from_numpy(source.standard_normal(tuple(tensor.shape))).to(tensor.device)
+        if name not in parameters:
+            drawn[name] = noise.abs() + 0.5
+        elif tensor.ndim > 1:
+            fan = max(tensor[0].numel(), 1)
+            drawn[name] = noise / fan**0.5
+        else:
+            offset = 1.0 if tensor.numel() and abs(float(tensor.double().mean())) > 0.5 else 0.0  # noqa: PLR2004
+            drawn[name] = offset + 0.3 * noise
+    return drawn
+
+
+def change(new: tuple[torch.Tensor, ...], old: tuple[torch.Tensor, ...]) -> float:
+    """The largest relative change over all outputs; infinite if a value is not finite."""
+    worst = 0.0
+    for a, b in zip(new, old, strict=True):
+        ratio = float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-300))
+        worst = max(worst, ratio if ratio == ratio else float("inf"))  # noqa: PLR0124  # nan is not equal to itself
+    return worst
+
+
+def _verify(run: _Module, graph: FlowGraph, weights: dict[str, torch.Tensor], seed: int) -> Verification:
+    reference = run(weights)
+    elements = [draw(space, seed) for space in graph.spaces if space.pinned is None]
+    error = change(run(act(elements, weights)), reference) if elements else 0.0
+    controls = [
+        change(run(act([draw(space, seed)], weights, skip=member)), reference) for space, member in _left_out(graph, seed)
+    ]
+    return Verification(error, min(controls, default=float("inf")), graph)
+
+
+def _left_out(graph: FlowGraph, seed: int) -> list[tuple[Space, Member]]:
+    """Members to leave out: matrices (a key's bias has no effect under softmax), of spaces with at least two."""
+    pairs = [
+        (space, member)
+        for space in graph.free
+        for member in space.members
+        if len(space.members) > 1 and len(graph.shapes[member.tensor]) > 1 and member.role is not Role.SCALES
+    ]
+    source = chance(seed, "controls")
+    chosen = source.permutation(len(pairs))[:_CONTROLS]
+    return [pairs[i] for i in chosen]
+
+
+class _Module:
+    """The original module as a function of its stored tensors."""
+
+    def __init__(self, model: nn.Module, program: Program, *, double: bool) -> None:
+        self._model, self._program, self._double = model, program, double
+        self._whole = True
+
+    def __call__(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Outputs; where the module itself cannot run in float64 (a kernel lacks it), those of its program."""
+        if self._whole:
+            try:
+                return self._module(weights)
+            except RuntimeError:
+                if not self._double:
+                    raise
+                self._whole = False
+        return Runner(self._program, double=True)(weights)
+
+    def _module(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        buffers = dict(self._model.named_buffers())
+        state = {name: weights[first] for name, first in self._program.ties.items()}
+        device = next((w.device for w in weights.values()), torch.device("cpu"))
+        args, kwargs = split_inputs(self._program.inputs)
+        args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, (args, kwargs))
+        if self._double:
+            args, kwargs = tree_map(_double, (args, kwargs))
+            state = {name: _double(value) for name, value in buffers.items() if name not in state} | state
+        kwargs = forward_keywords(self._model) | kwargs
+        with evaluating(self._model), quiet(), torch.no_grad(), _in_double(self._double):
+            return main_outputs(functional_call(self._model, state, args, kwargs, tie_weights=False))
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+@contextlib.contextmanager
+def _in_double(on: bool) -> Iterator[None]:  # noqa: FBT001  # a switch is what it is
+    if not on:
+        yield
+        return
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _NoSingle():
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+class _NoSingle(TorchDispatchMode):
+    """Every operator that is asked for float32 gives float64."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(_widen, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _widen(value: Any) -> Any:
+    return torch.float64 if value in (torch.float32, torch.float16, torch.bfloat16) and isinstance(value, torch.dtype) else value
