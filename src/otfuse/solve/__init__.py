@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: costs between units and the couplings that solve them."""
