@@ -1,0 +1,1 @@
+"""What is measured of units: streaming moments of paired observations."""
