@@ -1,0 +1,1 @@
+"""Example database and small models: public, so that users can test rules and schemes of their own."""
