@@ -1,0 +1,30 @@
+"""`otfuse demo`: two small models trained on handwritten digits, fused in four ways, compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from otfuse.cli import options, output
+from otfuse.cli.problems import InterruptedRunError
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where parents, results and the figure go.")] = Path(
+        "demo"
+    ),
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Train two small vision transformers on handwritten digits, fuse them in four ways, and compare."""
+    with output.reporting(quiet=quiet, verbose=verbose) as progress:
+        from otfuse.testing import demo
+
+        try:
+            demo.run(folder, progress)
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                f"interrupted; give the same command again to go on with what {folder} holds"
+            ) from None

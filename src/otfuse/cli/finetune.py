@@ -1,0 +1,70 @@
+"""`otfuse finetune`: train a model further on labelled data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from otfuse.cli import options, output
+from otfuse.cli.problems import InterruptedRunError
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder.")],
+    data: options.Data,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; a run that was cut off there goes on.")],
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the data.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps, instead of --epochs.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Examples per step, over all processes.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak of the cosine.")] = None,
+    weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Of AdamW.")] = None,
+    warmup: Annotated[
+        float | None, typer.Option("--warmup", min=0, max=1, help="Share of the steps that warm up.")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option("--label-smoothing", min=0, max=1, help="Share given to all classes.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="no, bf16 or fp16.")] = None,
+    save_every: Annotated[int | None, typer.Option("--save-every", min=1, help="Steps between saved states.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of the order of the examples and of dropout.")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever state --out holds.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Finetune a model: AdamW, cosine with warm-up. Under `accelerate launch -m otfuse.cli` on several processes."""
+    given = {
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "label_smoothing": label_smoothing,
+        "precision": precision,
+        "save_every": save_every,
+        "seed": seed,
+    }
+    chosen = {key: value for key, value in given.items() if value is not None}
+    with output.reporting(quiet=quiet, verbose=verbose) as progress:
+        from otfuse import pipeline
+
+        try:
+            result = pipeline.finetune_checkpoint(model, data, out, chosen, progress=progress, restart=restart)
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                "interrupted; give the same command again to go on from the last saved state"
+            ) from None
+    if as_json:
+        output.emit(result)
+        return
+    from otfuse.report import table
+
+    output.show(table.figures(result))
+    output.say(f"otfuse: wrote {out}")

@@ -1,0 +1,106 @@
+"""`otfuse fuse`: align, average, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from otfuse.cli import options, output
+from otfuse.errors import UsageError
+
+if TYPE_CHECKING:
+    from otfuse.core.recipe import Recipe
+
+DEFAULT_RECIPE = "otfusion-wts"
+
+
+def command(
+    anchor: Annotated[
+        str, typer.Argument(metavar="ANCHOR", help="Checkpoint folder whose architecture and names the result has.")
+    ],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="Checkpoints to carry into the anchor's basis.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; it must not exist, or be empty.")] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", metavar="NAME|FILE", help="See 'otfuse recipes'.")
+    ] = DEFAULT_RECIPE,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; may be repeated."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Unlabelled inputs, for recipes that compare activations.")
+    ] = None,
+    device: options.Device = "cpu",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be solved and written; write nothing.")
+    ] = False,
+    as_json: options.Json = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Skip the proof that the flow graph is exact.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Type of the result; the anchor's own by default.")
+    ] = None,
+    shard_size: Annotated[str | None, typer.Option("--out-shard-size", metavar="SIZE", help="Such as 5GB.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The recipe's seed.")] = None,
+    batch_size: options.BatchSize = 32,
+    allow_pickle: options.Pickle = False,
+    trust_remote_code: options.Trust = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Fuse checkpoints: align the units of every SOURCE with those of ANCHOR, then average."""
+    if out is None and not dry_run:
+        raise UsageError("--out is missing: say where to write the result, or ask for a --dry-run")
+    checked = _recipe(recipe, settings or [], seed)
+    with output.reporting(quiet=quiet, verbose=verbose) as progress:
+        from otfuse import pipeline
+
+        result = pipeline.fuse_checkpoints(
+            anchor,
+            sources,
+            None if dry_run else out,
+            recipe=checked,
+            data=data,
+            device=device,
+            verify=not no_verify,
+            dtype=dtype,
+            shard_size=shard_size,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    if dry_run:
+        _print_plan(result, as_json=as_json)
+    elif as_json:
+        output.emit({"out": result.out} | result.report.to_dict())
+    else:
+        from otfuse.report import table
+
+        output.show(*table.fused(result.report.to_dict()))
+        output.say(f"otfuse: wrote {result.out}")
+
+
+def _recipe(name: str, settings: list[str], seed: int | None) -> Recipe:
+    from otfuse.core.recipe import parse_options, read
+
+    chosen = parse_options(settings)
+    return read(name, chosen if seed is None else chosen | {"seed": seed})
+
+
+def _print_plan(result: Any, *, as_json: bool) -> None:
+    plan = result.plan
+    if as_json:
+        problems = [dict(zip(("name", "anchor", "source", "method"), p, strict=True)) for p in plan.problems]
+        spaces = [dict(zip(("id", "kind", "anchor", "source"), s, strict=True)) for s in plan.spaces]
+        output.emit({"out": None, "spaces": spaces, "problems": problems, "memory_mib": plan.memory_mib})
+        return
+    from otfuse.report import table
+
+    output.show(*table.plan(plan.spaces, plan.problems, plan.memory_mib))
+    output.say("otfuse: a dry run, nothing was written")

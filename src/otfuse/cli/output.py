@@ -1,0 +1,122 @@
+"""What a command says: results on stdout, progress and messages on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from rich.console import RenderableType
+
+
+def is_main() -> bool:
+    """Whether this process speaks: of several that `accelerate launch` started, only the first does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """One message on stderr."""
+    if is_main():
+        typer.echo(text, err=True)
+
+
+def show(*tables: RenderableType) -> None:
+    """Tables on stdout, as wide as the terminal, or 100 columns where there is none."""
+    if not is_main():
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    for table in tables:
+        console.print(table)
+
+
+def emit(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout, and nothing else."""
+    if is_main():
+        typer.echo(json.dumps(plain(value), ensure_ascii=False, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON holds it: records as objects, arrays as lists, numbers that are not finite as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@contextmanager
+def reporting(*, quiet: bool, verbose: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A function ``progress(stage, done, total)``: a bar on a terminal, a plain line per stage elsewhere, silent if quiet."""
+    _configure(verbose=verbose)
+    if quiet or not is_main():
+        yield lambda _stage, _done, _total: None
+    elif sys.stderr.isatty():
+        with _bars() as progress:
+            yield progress
+    else:
+        yield _lines()
+
+
+def _configure(*, verbose: bool) -> None:
+    """Libraries keep quiet unless asked; must run before they are imported."""
+    import logging
+    import warnings
+
+    if verbose:
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
+        return
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    seen: set[str] = set()
+
+    def progress(stage: str, _done: int, _total: int) -> None:
+        if stage not in seen:
+            seen.add(stage)
+            say(f"otfuse: {stage}")
+
+    return progress
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield progress

@@ -1,0 +1,70 @@
+"""Every problem as one sentence and an exit status."""
+
+from __future__ import annotations
+
+import errno
+
+import typer
+
+from otfuse.errors import OtfuseError
+
+INTERRUPTED = "interrupted, nothing was written"
+_MEMORY = "out of memory; give a smaller --batch-size, or a machine with more memory"
+
+
+class InterruptedRunError(OtfuseError):
+    """An interruption after which something is kept, told by the message."""
+
+    status = 130
+
+
+def status(error: Exception) -> int:
+    """The exit status: the error's own, 2 for usage, 1 for everything else."""
+    if isinstance(error, OtfuseError):
+        return error.status
+    return 2 if isinstance(error, typer.TyperException) else 1
+
+
+def sentence(error: Exception) -> str:
+    """What is wrong, where, and what to do, on one line."""
+    return " ".join(_text(error).split())
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OtfuseError):
+        return str(error)
+    if isinstance(error, typer.TyperException):
+        return _usage(error)
+    if _is_memory(error):
+        return _MEMORY
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return (
+            f"no space left on the device{_place(error)}; nothing was written, free some space or choose another --out"
+        )
+    if isinstance(error, OSError) and error.errno == errno.EDQUOT:
+        return f"the disk quota is used up{_place(error)}; nothing was written, free some space or choose another --out"
+    if isinstance(error, PermissionError):
+        return f"permission denied{_place(error)}; choose a place that you may read and write"
+    return (
+        f"unexpected {type(error).__name__}: {str(error)[:300] or 'no message'}; this is a bug of otfuse, "
+        "please report it with what OTFUSE_DEBUG=1 prints for the same command"
+    )
+
+
+def _usage(error: typer.TyperException) -> str:
+    message = getattr(error, "format_message", lambda: str(error))()
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "otfuse"
+    return f"{message.rstrip('.')}; see '{command} --help'"
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory ran out: of Python, of the processor's allocator, or of a device (torch is not imported to ask)."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+
+
+def _place(error: OSError) -> str:
+    return f" at {error.filename}" if error.filename else ""

@@ -1,0 +1,126 @@
+"""Tables for the terminal; every function returns what a rich console prints, in order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from otfuse.report.fold import fold, masked
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import RenderableType
+
+    from otfuse.core.graph import FlowGraph
+    from otfuse.core.space import Space
+
+
+def inspected(graph: FlowGraph, verification: Any) -> list[RenderableType]:
+    """The spaces of a model, repeated blocks folded, and the outcome of the gate where it ran."""
+    table = _table("space", "kind", ("count", "right"), ("size", "right"), "group", ("tensors", "right"))
+    for row in fold(graph.spaces, lambda s: s.name, _alike):
+        space = graph.spaces[row.indices[0]]
+        group = f"pinned: {space.pinned}" if space.pinned else str(space.group)
+        tensors = len({m.tensor for m in space.members})
+        size = f"{space.copies} x {space.size}" if space.copies > 1 else f"{space.size}"
+        table.add_row(row.name, space.kind, _times(row.count), size, group, str(tensors))
+    lines = [f"{graph.parameters:,} parameters, {len(graph.spaces)} spaces, {len(graph.free)} of them free to permute."]
+    if any(s.copies > 1 for s in graph.spaces):
+        lines.append("Size `4 x 16` is 16 units in each of 4 copies, such as heads; every copy has its own map.")
+    if verification is not None:
+        lines.append(
+            f"Proved: random elements of all spaces change the output by {verification.error:.1e} (relative); "
+            f"leaving one member out changes it by {verification.control:.1e}."
+        )
+    return [table, *(Text(line) for line in [*lines, *graph.notes])]
+
+
+def fused(report: Mapping[str, Any]) -> list[RenderableType]:
+    """What was solved (folded), and the seconds and peak memory of each stage. ``report`` is ``Report.to_dict()``."""
+    stages = _table("stage", ("seconds", "right"), ("peak MiB", "right"))
+    for stage in report["stages"]:
+        stages.add_row(stage["name"], f"{stage['seconds']:.2f}", f"{stage['peak_mib']:.0f}")
+    stages.add_section()
+    stages.add_row("together", f"{sum(s['seconds'] for s in report['stages']):.2f}", "")
+    parts: list[RenderableType] = [stages]
+    if report["solved"]:
+        parts.insert(0, _solved(report["solved"]))
+    loose = [s for s in report["solved"] if not s["converged"]]
+    if loose:
+        parts.append(
+            Text(f"{len(loose)} of {len(report['solved'])} problems did not converge, first {loose[0]['name']}.")
+        )
+    gate = report["gate"]
+    if gate:
+        parts.append(Text("Gate: " + ", ".join(f"{key} {value:.1e}" for key, value in gate.items()) + "."))
+    return [*parts, *(Text(note) for note in report["notes"])]
+
+
+def plan(
+    spaces: Sequence[tuple[str, str, int, int]], problems: Sequence[tuple[str, int, int, str]], memory_mib: float
+) -> list[RenderableType]:
+    """What a dry run says: spaces ``(id, kind, anchor, source)``, problems ``(name, anchor, source, method)``, memory."""
+    units = _table("space", "kind", ("count", "right"), ("anchor", "right"), ("source", "right"))
+    for row in fold(spaces, lambda s: s[0], lambda s: s[1:]):
+        _, kind, anchor, source = spaces[row.indices[0]]
+        units.add_row(row.name, kind, _times(row.count), str(anchor), str(source))
+    solves = _table("problem", ("count", "right"), ("size", "right"), "method")
+    for row in fold(problems, lambda p: p[0], lambda p: p[1:]):
+        _, anchor, source, method = problems[row.indices[0]]
+        solves.add_row(row.name, _times(row.count), f"{anchor} x {source}", method)
+    return [units, solves, Text(f"Expected memory: {memory_mib:.0f} MiB.")]
+
+
+def evaluated(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """One row per model: examples, loss, and accuracy or perplexity."""
+    score = next((key for key in ("accuracy", "perplexity") if rows and key in rows[0]), "accuracy")
+    table = _table("model", ("examples", "right"), ("loss", "right"), (score, "right"))
+    for row in rows:
+        value = row.get(score)
+        shown = "" if value is None else f"{100 * value:.2f} %" if score == "accuracy" else f"{value:.2f}"
+        table.add_row(str(row["model"]), f"{row['examples']:,}", f"{row['loss']:.4f}", shown)
+    return [table]
+
+
+def figures(values: Mapping[str, Any]) -> Table:
+    """Names and plain values, one per row; what is nested is left to ``--json``."""
+    table = _table("figure", ("value", "right"))
+    for key, value in values.items():
+        if isinstance(value, (bool, int, str, float)):
+            table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+    return table
+
+
+def _solved(solved: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("problem", ("count", "right"), ("size", "right"), "method", ("before", "right"), ("after", "right"))
+    for row in fold(solved, lambda s: s["name"], lambda s: (tuple(s["size"]), s["method"])):
+        first, group = solved[row.indices[0]], [solved[i] for i in row.indices]
+        size = " x ".join(map(str, first["size"]))
+        before, after = (sum(s[key] for s in group) / len(group) for key in ("before", "after"))
+        table.add_row(row.name, _times(row.count), size, first["method"], f"{before:.4g}", f"{after:.4g}")
+    return table
+
+
+def _alike(space: Space) -> tuple[Any, ...]:
+    members = sorted((masked(m.tensor), m.axis, str(m.role)) for m in space.members)
+    return space.kind, space.size, space.copies, space.group, space.pinned, tuple(members)
+
+
+def _times(count: int) -> str:
+    return f"{count} x" if count > 1 else ""
+
+
+def _table(*columns: str | tuple[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        name, justify = (column, "left") if isinstance(column, str) else column
+        right = justify == "right"
+        table.add_column(
+            name, justify="right" if right else "left", no_wrap=right, overflow="fold", ratio=None, min_width=0
+        )
+        if index == 0:
+            table.columns[0].min_width = 12
+    return table
