@@ -272,7 +272,7 @@ def _vector(module: Callable[[], nn.Module], name: str, spaces: str | None, **mo
 
 EXAMPLES = (
     _vector(HeadGram, "head_gram", "2x4 2x6"),
-    _vector(Outer, "outer", "1x4 1x6"),
+    _vector(Outer, "outer", "1x4", note="the product of a value with itself has no separate positions per unit"),
     _vector(TransposedTie, "transposed_tie", "2x9"),
     Example("recurrent", Recurrent, lambda: (normal(3, 4, 7),), "1x9"),
     Example("lstm", Lstm, lambda: (normal(3, 4, 7),), None, note="gates need a rule; the layer before them is free"),

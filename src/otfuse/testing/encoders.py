@@ -68,6 +68,7 @@ EXAMPLES = (
         "modernbert",
         "ModernBertForMaskedLM",
         "1x24 3x3 3x8/3 3x36",
+        rotary="3x4/3",
         hidden_size=24,
         num_hidden_layers=3,
         num_attention_heads=3,

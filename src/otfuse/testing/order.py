@@ -202,7 +202,7 @@ def _wide(**more: Callable[[], nn.Module]) -> Callable[[], dict[str, nn.Module]]
 
 
 EXAMPLES = (
-    _case("triangle", _triangle, note="half of an outer product"),
+    _case("triangle", _triangle, None, note="half of an outer product"),
     _case("identity", _identity, None, note="a constant diagonal that happens to commute"),
     _case("counted", _counted, note="a mask made by counting"),
     _case("one_hot", _one_hot),
@@ -214,7 +214,7 @@ EXAMPLES = (
     _case(
         "prelu",
         _prelu,
-        "1x9",
+        "1x6 1x9",
         extra=lambda: {"prelu": nn.PReLU(6)},
         shape=(2, 6, 7),
         note="slopes of tokens, not of units",

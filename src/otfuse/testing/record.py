@@ -26,8 +26,8 @@ class Example:
     """A tiny model that the flow graph is tried on.
 
     ``spaces`` are the free spaces that theory expects, written ``count x size / copies`` as in ``"1x24 2x4 4x6/4"``, and
-    ``rotary`` likewise the spaces of rotary pairs. ``spaces`` is None where theory fixes no list (then only the law
-    holds). ``refused`` says that deriving must raise :class:`otfuse.errors.RuleError`. ``from_config`` says that
+    ``rotary`` likewise the spaces of rotary pairs. ``spaces`` is None where no list is fixed: then what is free obeys the
+    law, or deriving raises :class:`otfuse.errors.RuleError`, which it must where ``refused``. ``from_config`` says that
     the inputs can also be made from the model's Hugging Face config.
     """
 
