@@ -1,0 +1,1 @@
+"""Checkpoints, data and model cards: everything that touches the disk."""

@@ -1,0 +1,166 @@
+"""Writing a checkpoint whole or not at all: into a hidden folder beside the target, which is then renamed."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from otfuse.errors import OutputError, UsageError
+from otfuse.io.checkpoint import finite
+from otfuse.io.quiet import quiet
+from otfuse.io.staging import staged, sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from otfuse.io.checkpoint import Checkpoint
+
+# What belongs to a model beside its weights: tokenizer, processor, generation settings, chat templates, licence.
+_COPIED = (".json", ".txt", ".model", ".spm", ".tiktoken", ".vocab", ".bpe", ".jinja")
+_LICENCE = re.compile(r"(?:LICEN[CS]E|NOTICE|USE_POLICY)", re.IGNORECASE)
+_NOT_COPIED = re.compile(
+    r"config\.json|.*\.index\.json|fusion\.json|adapter_.*|trainer_state\.json|training_args.*|.*_results\.json"
+)
+_SHARD_SIZE = re.compile(r"[1-9]\d*\s*(?:[KMGT]?B)", re.IGNORECASE)
+
+
+def check_target(out: Path, *, overwrite: bool = False, need: int = 0) -> None:
+    """Refuse, before long work, a place where ``need`` bytes could not be written as ``out``; leaves nothing behind.
+
+    ``overwrite`` allows a folder that holds a checkpoint, and no other. Raises :class:`OutputError`.
+    """
+    sweep(out)
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"output {out}: a file of that name exists; choose another --out")
+    try:
+        if out.is_dir() and any(out.iterdir()) and not (overwrite and (out / "config.json").is_file()):
+            raise OutputError(f"output {out}: the folder is not empty; choose another --out, or empty it")
+        parent = next(place for place in out.absolute().parents if place.exists())
+        if not parent.is_dir():
+            raise OutputError(f"output {out}: {parent} is a file, not a folder; choose another --out")
+        trial = parent / f".{out.name}.{os.getpid()}.trial"
+        trial.mkdir()
+        trial.rmdir()
+        free = shutil.disk_usage(parent).free
+    except OSError as error:
+        raise OutputError(_sentence(out, error)) from None
+    if free < need:
+        raise OutputError(
+            f"output {out}: {need / 1e9:.2g} GB needed, {free / 1e9:.2g} GB free; free some space or choose another --out"
+        )
+
+
+def check_shard_size(size: str | None) -> None:
+    """Refuse anything but None or a size such as ``5GB``; raises :class:`UsageError`."""
+    if size is not None and not _SHARD_SIZE.fullmatch(size):
+        raise UsageError(f"shard size {size!r}: write a number and a unit, for example 5GB or 200MB")
+
+
+def write_checkpoint(
+    out: str | Path,
+    model: nn.Module,
+    anchor: Checkpoint | None,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_size: str | None = None,
+    files: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write ``model`` as a plain checkpoint at ``out``: a kill at any moment leaves either nothing or the whole.
+
+    Keys, ties and sharding are those of the model's own ``save_pretrained``; floating tensors have ``dtype``, else the one
+    type of the anchor's file, else their own. Tokenizer, processor and generation files come from the anchor's folder;
+    ``files`` are further texts by name. A module without ``save_pretrained`` gives one model.safetensors in which tied
+    tensors are stored once. ``model`` is not changed. Raises :class:`OutputError`, :class:`UsageError`.
+    """
+    target = Path(out)
+    check_shard_size(shard_size)
+    dtype = dtype or (anchor.dtype if anchor else None)
+    check_target(target, overwrite=overwrite, need=_bytes(model, dtype))
+    cast = _cast(model, dtype, target)
+    with _one_sentence(target), staged(target, replace=overwrite) as folder:
+        _save(cast, folder, shard_size)
+        if anchor is not None:
+            _copy_companions(anchor.folder, folder)
+        for name, text in (files or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def _save(model: nn.Module, folder: Path, shard_size: str | None) -> None:
+    save: Any = getattr(model, "save_pretrained", None)
+    if save is None:
+        from safetensors.torch import save_model
+
+        save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+        return
+    with quiet():
+        save(folder, **({} if shard_size is None else {"max_shard_size": shard_size}))
+
+
+def _bytes(model: nn.Module, dtype: torch.dtype | None) -> int:
+    sizes = (
+        p.numel() * (dtype.itemsize if dtype and p.is_floating_point() else p.element_size())
+        for p in model.parameters()
+    )
+    return sum(sizes)
+
+
+def _cast(model: nn.Module, dtype: torch.dtype | None, out: Path) -> nn.Module:
+    """A copy of ``model`` whose floating parameters and stored buffers have ``dtype``; those that have it are shared.
+
+    The memo of ``deepcopy`` holds the cast tensors beforehand, so no tensor is copied in its old type and ties stay ties.
+    """
+    memo: dict[int, Any] = {}
+    stored = model.state_dict(keep_vars=True)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        new: torch.Tensor = tensor
+        if dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype and name in stored:
+            new = tensor.detach().to(dtype)
+            new = nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+        if name in stored and not finite(new):
+            why = (
+                "overflows in the type asked for; choose a wider --dtype"
+                if finite(tensor)
+                else "has values that are not finite; nothing was written"
+            )
+            raise OutputError(f"output {out}: tensor {name!r} {why}")
+        memo[id(tensor)] = new
+    return copy.deepcopy(model, memo)
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
+    """Copy what is neither weights, config nor a record of how the anchor was made; code only comes with its model."""
+    for path in sorted(source.iterdir()):
+        kept = path.suffix in _COPIED or _LICENCE.match(path.name)
+        if path.is_dir() and path.name == "additional_chat_templates":
+            shutil.copytree(path, folder / path.name)
+        elif path.is_file() and kept and not _NOT_COPIED.fullmatch(path.name):
+            shutil.copyfile(path, folder / path.name)
+
+
+@contextmanager
+def _one_sentence(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(_sentence(out, error)) from None
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors wraps the operating system's error as text
+        if number is None:
+            raise
+        raise OutputError(_sentence(out, OSError(int(number[1]), os.strerror(int(number[1]))))) from None
+
+
+def _sentence(out: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"output {out}: the disk is full ({error.strerror}), nothing was written; free some space or choose another --out"
+    return f"output {out}: cannot be written there ({error.strerror}), nothing was written; choose another --out"
