@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from otfuse.core.graph import FlowGraph
 from otfuse.errors import RuleError
+from otfuse.flow.freeze import flow_nodes
 from otfuse.flow.interpret import interpret
 from otfuse.flow.registry import operator_name
 from otfuse.flow.spaces import Draft, SpaceBuilder
+from otfuse.flow.whereabouts import where
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +34,12 @@ def derive(program: Program, *, holds: Callable[[Space], bool] | None = None) ->
     facts = interpret(program)
     drafts = [_promoted(draft, holds) if draft.soft else draft for draft in SpaceBuilder(facts).build()]
     _refuse_ignorance(program, facts, drafts)
+    by_leaf: dict[int, list[Space]] = {}
+    for draft in drafts:
+        by_leaf.setdefault(draft.leaf, []).append(draft.space)
     return FlowGraph(
         spaces=tuple(draft.space for draft in drafts),
-        nodes=(),
+        nodes=flow_nodes(program, facts, by_leaf),
         shapes=program.shapes,
         ties=program.ties,
         unread=tuple(name for name, first in program.ties.items() if first not in facts.live),
@@ -67,13 +72,3 @@ def _refuse_ignorance(program: Program, facts: Facts, drafts: list[Draft]) -> No
                 f"@otfuse.flow.registry.rule({operator_name(node)!r}, family=...) (docs/rules.md)"
             )
 
-
-def where(node: object) -> str:
-    """The line of the user's code that called an operator: the innermost frame outside torch."""
-    lines = str(getattr(node, "meta", {}).get("stack_trace") or "").splitlines()
-    frames = [line.strip() for line in lines if line.strip().startswith("File ")]
-    own = [frame for frame in frames if "/torch/" not in frame]
-    if not own:
-        return "an unknown place"
-    name, line = own[-1].split('"')[1], own[-1].split("line ")[1].split(",")[0]
-    return f"{name.rsplit('/', 1)[-1]}:{line}"

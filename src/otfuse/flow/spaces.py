@@ -48,6 +48,8 @@ class SpaceBuilder:
     def build(self) -> list[Draft]:
         """All spaces in the order in which their first member is stored."""
         drafts = [draft for leaf in self._holders for draft in self._drafts(leaf)]
+        stored = {name: i for i, name in enumerate(self._facts.stored)}
+        drafts.sort(key=lambda d: _place(d.space, stored))
         counts: Counter[str] = Counter()
         return [self._named(draft, counts) for draft in drafts]
 
@@ -185,3 +187,9 @@ class SpaceBuilder:
 
 def _column(table: list[int]) -> Any:
     return np.asarray(table, dtype=np.int64).reshape(1, 1, -1)
+
+
+def _place(space: Space, stored: dict[str, int]) -> tuple[int, int, int]:
+    """First member, and on one axis the outer factors first (their units are wider)."""
+    first = min(space.members, key=lambda m: (stored[m.tensor], m.axis))
+    return stored[first.tensor], first.axis, -first.positions.shape[2] * first.positions.shape[0]

@@ -1,0 +1,79 @@
+"""From nodes found to nodes kept: what nobody reads is dropped, fused layers are taken apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from otfuse.core.graph import NodeKind, Piece, Reading
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from otfuse.flow.nodes import Found
+
+
+def reachable(found: list[Found]) -> list[int]:
+    """Indices of the nodes that an output reads, in order."""
+    todo = [i for i, node in enumerate(found) if node.kind is NodeKind.OUTPUT]
+    seen = set(todo)
+    while todo:
+        for r in found[todo.pop()].readings:
+            if r.node not in seen:
+                seen.add(r.node)
+                todo.append(r.node)
+    return sorted(seen)
+
+
+class Part:
+    """A node, or one of the parts of a fused one: ``units`` are its units' numbers in the node that was found."""
+
+    def __init__(self, origin: int, found: Found, units: NDArray[np.int64]) -> None:
+        self.origin, self.found, self.units = origin, found, units
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """Stored tensors, restricted to the part's units."""
+        return tuple(
+            replace(p, writes=(p.writes[0], p.writes[1][self.units]) if p.writes is not None else None)
+            for p in self.found.pieces
+        )
+
+
+def take_apart(found: list[Found]) -> tuple[list[Part], dict[int, NDArray[np.int64]]]:
+    """Parts in order; and for every node found, where its units went: ``[units, 2]`` of (part, unit).
+
+    Units of one layer that have different readers (query, key and value of a fused projection) are different parts:
+    each has maps of its own.
+    """
+    kept = reachable(found)
+    readers: dict[int, list[set[tuple[int, str]]]] = {i: [set() for _ in range(found[i].size)] for i in kept}
+    for i in kept:
+        for r in found[i].readings:
+            for unit in {int(u) for u in np.unique(r.units) if u >= 0}:
+                readers[r.node][unit].add((i, r.role))
+    parts: list[Part] = []
+    went: dict[int, NDArray[np.int64]] = {}
+    for i in kept:
+        classes: dict[frozenset[tuple[int, str]], list[int]] = {}
+        splits = found[i].kind in (NodeKind.LINEAR, NodeKind.SOURCE)
+        for unit, who in enumerate(readers[i]):
+            classes.setdefault(frozenset(who) if splits else frozenset(), []).append(unit)
+        table = np.full((found[i].size, 2), -1, np.int64)
+        for units in classes.values() or [[]]:
+            table[units, 0], table[units, 1] = len(parts), np.arange(len(units))
+            parts.append(Part(i, found[i], np.asarray(units, np.int64)))
+        went[i] = table
+    return parts, went
+
+
+def rerouted(reading: Reading, went: dict[int, NDArray[np.int64]]) -> list[Reading]:
+    """A reading in terms of parts: one for every part that it reads, other places left empty (-1)."""
+    table = went[reading.node]
+    targets = np.where(reading.units >= 0, table[reading.units, 0], -1)
+    return [
+        Reading(reading.role, int(part), np.where(targets == part, table[reading.units, 1], -1))
+        for part in np.unique(targets)
+        if part >= 0
+    ]

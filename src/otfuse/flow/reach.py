@@ -1,0 +1,128 @@
+"""Which places of a value any prediction reads, found by walking back from the outputs (graph.md section 8)."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from otfuse.flow.registry import Family, entry_of, operator_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from otfuse.program.export import Program
+
+
+class Reach:
+    """For every node of the program a boolean mask of the elements that an output depends on, None for all.
+
+    Masks are kept only where something is left unread; every rule here errs towards "read".
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._masks: dict[fx.Node, torch.Tensor | None] = {}
+        live, outputs = program.live(), set(program.outputs)
+        for node in reversed(program.graph.nodes):
+            if node.op == "call_function" and node in live:
+                self._masks[node] = None if node in outputs else self._union(node, live)
+
+    def read(self, node: fx.Node, dims: Sequence[int]) -> NDArray[np.bool_] | None:
+        """The mask over the places of a value: all dimensions but the batch (the first) and those of the units."""
+        mask = self._masks.get(node)
+        if mask is None:
+            return None
+        for d in sorted({0, *dims}, reverse=True):
+            mask = mask.any(dim=d)
+        return None if bool(mask.all()) else mask.numpy().copy()
+
+    def _union(self, node: fx.Node, live: set[fx.Node]) -> torch.Tensor | None:
+        held = node.meta.get("val")
+        if not isinstance(held, torch.Tensor):
+            return None
+        mask = torch.zeros(tuple(held.shape), dtype=torch.bool)
+        for user in node.users:
+            if user not in live:
+                continue
+            back = self._back(user, node, held)
+            if back is None:
+                return None
+            mask |= back
+        return None if bool(mask.all()) else mask
+
+    def _back(self, user: fx.Node, node: fx.Node, held: torch.Tensor) -> torch.Tensor | None:
+        """What ``user`` reads of ``node``, given what is read of ``user``; None for everything."""
+        entry = entry_of(user) if user.target is not operator.getitem else None
+        family, after = (entry.family if entry is not None else None), self._masks.get(user)
+        shape = tuple(held.shape)
+        if family is Family.LAYOUT and operator_name(user) not in ("cat", "stack", "concat"):
+            return self._layout(user, node, shape, after)
+        if family is Family.LAYOUT and operator_name(user) in ("cat", "concat") and after is not None:
+            return self._cat(user, node, after)
+        if after is None:
+            return None
+        if family is Family.KEEP or (family is Family.POINTWISE and operator_name(user) not in ("glu", "prelu")):
+            return _summed_to(after, shape) if "softmax" not in operator_name(user) else None
+        if family is Family.NORM and operator_name(user) in ("layer_norm", "rms_norm") and user.args[0] is node:
+            count = len(user.args[1])  # type: ignore[arg-type]
+            rest = after.flatten(-count).any(-1)
+            return rest.reshape(*rest.shape, *[1] * count).expand(shape)
+        if operator_name(user) == "linear" and user.args[0] is node:
+            return after.any(-1, keepdim=True).expand(shape)
+        if family is Family.CONTRACTION and operator_name(user) in ("addmm", "mm", "matmul") and len(shape) > 1:
+            return _rows(user, node, after, shape)
+        if family is Family.ATTENTION and user.args[0] is node and node not in user.args[1:]:
+            return after.any(-1, keepdim=True).expand(shape)
+        return None
+
+    def _layout(self, user: fx.Node, node: fx.Node, shape: tuple[int, ...], after: Any) -> torch.Tensor | None:
+        """The operator run on the numbers of the elements tells which element went where."""
+        if user.args[0] is not node:
+            return None
+        results = user.meta.get("val")
+        if after is None and isinstance(results, torch.Tensor) and results.numel() == int(np.prod(shape)):
+            return None
+        numbers = torch.arange(int(np.prod(shape))).reshape(shape)
+        args, kwargs = fx.node.map_arg((user.args, user.kwargs), lambda n: numbers if n is node else n)
+        moved = user.target(*args, **kwargs)  # type: ignore[operator]
+        mask = torch.zeros(int(np.prod(shape)), dtype=torch.bool)
+        if isinstance(moved, torch.Tensor):
+            mask[moved[after] if after is not None else moved.reshape(-1)] = True
+            return mask.reshape(shape)
+        for item in user.users:  # split and its like: every piece that is used
+            piece, read = moved[item.args[1]], self._masks.get(item)
+            mask[piece[read] if read is not None else piece.reshape(-1)] = True
+        return mask.reshape(shape)
+
+    def _cat(self, user: fx.Node, node: fx.Node, after: torch.Tensor) -> torch.Tensor | None:
+        parts = list(user.args[0])  # type: ignore[arg-type]
+        dim = int(user.args[1]) if len(user.args) > 1 else 0  # type: ignore[call-overload]
+        sizes = [p.meta["val"].shape[dim] for p in parts]
+        pieces = [m for p, m in zip(parts, after.split(sizes, dim), strict=True) if p is node]
+        mask = pieces[0].clone()
+        for other in pieces[1:]:
+            mask |= other
+        return mask
+
+
+def _summed_to(mask: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """A mask of a broadcast result, for an operand of that shape."""
+    while mask.ndim > len(shape):
+        mask = mask.any(0)
+    for d, n in enumerate(shape):
+        if n == 1 and mask.shape[d] != 1:
+            mask = mask.any(d, keepdim=True)
+    return mask.expand(shape)
+
+
+def _rows(user: fx.Node, node: fx.Node, after: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """Rows of a product's left operand are read where rows of the result are; of the right operand all is."""
+    left = user.args[1] if operator_name(user) == "addmm" else user.args[0]
+    if left is not node or after.ndim != len(shape):
+        return None
+    return after.any(-1, keepdim=True).expand(shape)
