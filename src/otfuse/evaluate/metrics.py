@@ -1,0 +1,113 @@
+"""Loss, accuracy and perplexity of one model, or of the mean prediction of several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from otfuse.core.dataset import Dataset
+from otfuse.errors import DataError
+from otfuse.evaluate.run import evaluating, find_device
+from otfuse.evaluate.task import Task, derive, perplexity
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well a model does on ``examples`` examples; ``loss`` is in nats per prediction.
+
+    ``accuracy`` (0 to 1) is given where classes are predicted, ``perplexity`` (e to the loss) where language is.
+    """
+
+    examples: int
+    loss: float
+    accuracy: float | None
+    perplexity: float | None
+
+
+def evaluate(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    mask_token_id: int | None = None,
+    special_ids: Collection[int] = (),
+) -> Score:
+    """How well ``model`` predicts ``data``; what it predicts is derived (:func:`otfuse.evaluate.task.derive`).
+
+    The loss is the mean over all predictions, whatever the batch size. ``seed`` chooses the tokens that a masked
+    language model has to guess. The model is left as it was.
+    Raises DataError if the data do not fit, DeviceError if there is no such device.
+    """
+    return evaluate_ensemble(
+        [model],
+        data,
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+        mask_token_id=mask_token_id,
+        special_ids=special_ids,
+    )
+
+
+def evaluate_ensemble(
+    models: Sequence[nn.Module],
+    data: Dataset,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    mask_token_id: int | None = None,
+    special_ids: Collection[int] = (),
+) -> Score:
+    """As :func:`evaluate` for the mean of the models' output distributions: loss is minus the log of that mean."""
+    where = find_device(device)
+    with evaluating(list(models), where):
+        tasks = [derive(m, data, mask_token_id=mask_token_id, special_ids=special_ids, seed=seed) for m in models]
+        _check_same(tasks)
+        loss, right, count = 0.0, 0, 0
+        for start in range(0, data.size, batch_size):
+            rows = np.arange(start, min(start + batch_size, data.size))
+            log_mean, targets = _log_mean(models, tasks, data, rows, where)
+            loss -= float(log_mean.gather(1, targets[:, None]).double().sum())
+            right += int((log_mean.argmax(1) == targets).sum())
+            count += len(targets)
+    return _score(tasks[0], data.size, loss, right, count)
+
+
+def _check_same(tasks: Sequence[Task]) -> None:
+    if len({(task.kind, task.classes) for task in tasks}) > 1:
+        what = " and ".join(sorted({f"{task.classes} {task.kind} outputs" for task in tasks}))
+        raise DataError(
+            f"an ensemble needs models that predict the same; these have {what}: leave out those that differ"
+        )
+
+
+def _log_mean(
+    models: Sequence[nn.Module], tasks: Sequence[Task], data: Dataset, rows: NDArray[np.int64], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """``log_mean[prediction, class]``: log of the mean of the models' probabilities, and ``targets[prediction]``."""
+    total: Tensor | None = None
+    for model, task in zip(models, tasks, strict=True):
+        logits, targets = task.predict(model, model, task.batch(data, rows), device)
+        log_p = logits.log_softmax(1)
+        total = log_p if total is None else torch.logaddexp(total, log_p)
+    assert total is not None
+    return total - math.log(len(models)), targets
+
+
+def _score(task: Task, examples: int, total: float, right: int, count: int) -> Score:
+    if count == 0:
+        raise DataError("the data leave nothing to predict: every label or token is padding, special or -100")
+    loss = total / count
+    if math.isnan(loss):
+        raise DataError("the model's outputs on the data are not numbers (nan); check the data and the model's weights")
+    language = task.kind.is_language
+    return Score(examples, loss, None if language else right / count, perplexity(loss) if language else None)
