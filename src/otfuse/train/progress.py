@@ -1,0 +1,113 @@
+"""The working folder of a training run: what it needs to go on after it was killed at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from otfuse.core.dataset import Dataset
+from otfuse.errors import OtfuseError, OutputError
+from otfuse.train.options import FinetuneOptions
+
+FREE = {"save_every", "device"}  # options that may change between a run and its continuation
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """``folder`` beside the result, ``.NAME.progress``: one file that is only ever replaced whole."""
+
+    folder: Path
+
+    @classmethod
+    def beside(cls, out: Path) -> Progress:
+        """The working folder of a run whose result goes to ``out``."""
+        return cls(out.absolute().parent / f".{out.name}.progress")
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "state.pt"
+
+    @property
+    def _part(self) -> Path:
+        return self.folder / "state.part"
+
+    def open(self) -> None:
+        """Makes the folder; OutputError if that cannot be, before hours are spent on what could not be kept."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._part.touch()
+        except OSError as error:
+            raise self._refusal(error) from None
+
+    def save(self, run: dict[str, Any], state: dict[str, Any]) -> None:
+        """Writes ``state`` of that ``run`` so that a kill leaves the old file or the new one; OutputError if it cannot."""
+        try:
+            with self._part.open("wb") as file:
+                torch.save({"run": json.dumps(run, sort_keys=True), **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            self._part.replace(self._file)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: Exception) -> OutputError:
+        with suppress(OSError):
+            self._part.unlink()  # half a file, on a disk that may be full
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        return OutputError(
+            f"progress cannot be written to {self.folder}: {reason}; free space there or choose another place"
+        )
+
+    def load(self, run: dict[str, Any]) -> dict[str, Any] | None:
+        """The last state written, or None. OtfuseError if it cannot be read or belongs to a run that differs."""
+        if not self._file.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self._file, map_location="cpu", weights_only=True)
+            old = json.loads(state.pop("run"))
+        except Exception:  # noqa: BLE001  whatever a damaged file makes the reader raise, the way out is the same
+            raise OtfuseError(
+                f"progress in {self.folder} cannot be read; delete the folder or pass --restart to begin anew"
+            ) from None
+        differs = [key for key in run if run[key] != old.get(key)]
+        if differs:
+            raise OtfuseError(
+                f"{self.folder} holds the progress of another run ({', '.join(differs)} differ); "
+                "delete the folder or pass --restart to begin anew"
+            )
+        return state
+
+    def remove(self) -> None:
+        """Deletes the folder, if it is there."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def remove_if_unused(self) -> None:
+        """Deletes the folder if nothing was saved in it."""
+        if not self._file.exists():
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
+                self.folder.rmdir()
+
+
+def fingerprint(model: nn.Module, data: Dataset, options: FinetuneOptions, tokens: Any) -> dict[str, Any]:
+    """All that decides the result of a run, by name: hashes of weights and data, each option, the special tokens."""
+    weights, arrays = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    labels = {} if data.labels is None else {"labels": data.labels}
+    for name, array in sorted({**data.inputs, **labels}.items()):
+        arrays.update(f"{name} {array.dtype} {array.shape};".encode())
+        arrays.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    chosen = {key: value for key, value in options.model_dump().items() if key not in FREE}
+    return {"weights": weights.hexdigest(), "data": arrays.hexdigest(), "tokens": tokens, **chosen}
