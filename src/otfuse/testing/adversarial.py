@@ -210,6 +210,24 @@ class Mixer(nn.Module):
         return self.head(x.mean(1))
 
 
+class Routed(nn.Module):
+    """Experts looked up by a router's choice; their hidden units are summed over experts before they are read."""
+
+    def __init__(self, *, mixed: bool) -> None:
+        super().__init__()
+        self.mixed = mixed
+        self.router = nn.Linear(7, 4)
+        self.up, self.down = nn.Parameter(torch.zeros(4, 9, 7)), nn.Parameter(torch.zeros(4, 5, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x[batch, 7]`` to ``[batch, 5]``."""
+        weights, chosen = self.router(x).softmax(-1).topk(2, -1)
+        hidden = torch.tanh(torch.einsum("bkfd,bd->bkf", self.up[chosen], x))
+        if self.mixed:
+            hidden = hidden.sum(1, keepdim=True).expand(-1, 2, -1)
+        return (torch.einsum("bkof,bkf->bko", self.down[chosen], hidden) * weights[:, :, None]).sum(1)
+
+
 class Odd(nn.Module):
     """Every width and the batch are 6, and a small layer is transformed by FFT, which has no rule."""
 
@@ -239,33 +257,6 @@ class Wave(nn.Module):
         return self.leave(torch.fft.rfft(self.enter(x)).abs())
 
 
-class Stride(nn.Module):
-    """Units of one layer are read in a fixed order by an index table."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("order", torch.tensor([3, 0, 4, 1, 2, 5]), persistent=False)
-        self.enter, self.middle, self.leave = nn.Linear(7, 6), nn.Linear(6, 9), nn.Linear(9, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x[batch, 7]`` to ``[batch, 5]``."""
-        hidden = self.enter(x)
-        return self.leave(torch.relu(self.middle(hidden + torch.tanh(hidden[:, self.order]))))
-
-
-class Roll(nn.Module):
-    """Hidden units are shifted by one place before they are added to themselves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.enter, self.middle, self.leave = nn.Linear(7, 6), nn.Linear(6, 9), nn.Linear(9, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x[batch, 7]`` to ``[batch, 5]``."""
-        hidden = self.enter(x)
-        return self.leave(torch.relu(self.middle(hidden * hidden.roll(1, -1))))
-
-
 def _vector(module: Callable[[], nn.Module], name: str, spaces: str | None, **more: object) -> Example:
     return Example(name, module, lambda: (normal(3, 7),), spaces, **more)  # type: ignore[arg-type]
 
@@ -285,8 +276,8 @@ EXAMPLES = (
     _vector(Cumsum, "cumsum", "1x30"),
     _vector(SharedUnits, "shared_units", "1x4 1x6"),
     Example("mixer", Mixer, lambda: (normal(2, 7, 3),), "1x10 1x14 1x15"),
+    _vector(lambda: Routed(mixed=False), "routed", "1x4 1x9/4", note="hidden units of every expert on their own"),
+    _vector(lambda: Routed(mixed=True), "routed_sum", "1x4 1x9", note="hidden units of all experts are added"),
     Example("odd", Odd, lambda: (normal(6, 6),), "2x6 1x66"),
     _vector(Wave, "wave", None, refused=True),
-    _vector(Stride, "index_table", "1x9"),
-    _vector(Roll, "roll", "1x9"),
 )

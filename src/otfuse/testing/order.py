@@ -75,8 +75,40 @@ def _written_ramp(_: nn.ModuleDict, h: Tensor) -> Tensor:
     return h
 
 
+def _put_mask(_: nn.ModuleDict, h: Tensor) -> Tensor:
+    mask = torch.ones(6, dtype=h.dtype)
+    mask[torch.tensor([1, 3])] = 0.5
+    return h * mask
+
+
+def _counted_ones(_: nn.ModuleDict, h: Tensor) -> Tensor:
+    return h * torch.ones(6, dtype=h.dtype).cumsum(0)
+
+
+def _repeated_count(_: nn.ModuleDict, h: Tensor) -> Tensor:
+    return h * torch.arange(1, 4).repeat(2)
+
+
+def _stepped_count(_: nn.ModuleDict, h: Tensor) -> Tensor:
+    return h * torch.arange(1, 4).repeat_interleave(2)
+
+
+def _written_column(_: nn.ModuleDict, h: Tensor) -> Tensor:
+    h = h.clone()
+    h[:, 0] = 0.5
+    return h
+
+
 def _flip(_: nn.ModuleDict, h: Tensor) -> Tensor:
     return h * h.flip(-1)
+
+
+def _table(_: nn.ModuleDict, h: Tensor) -> Tensor:
+    return h + torch.tanh(h[:, torch.tensor([3, 0, 4, 1, 2, 5])])
+
+
+def _roll(_: nn.ModuleDict, h: Tensor) -> Tensor:
+    return h * h.roll(1, -1)
 
 
 def _sorted(_: nn.ModuleDict, h: Tensor) -> Tensor:
@@ -209,7 +241,14 @@ EXAMPLES = (
     _case("written_mask", _written_mask, note="ones, one of them overwritten"),
     _case("written_slice", _written_slice, None, note="the first two units are scaled in place through a view"),
     _case("written_ramp", _written_ramp, note="all units are scaled in place through a view"),
+    _case("put_mask", _put_mask, note="ones, two of them overwritten by index"),
+    _case("counted_ones", _counted_ones, note="a running sum of ones counts"),
+    _case("repeated_count", _repeated_count, "1x2/3 1x9", note="1, 2, 3, 1, 2, 3: equal factors may be swapped"),
+    _case("stepped_count", _stepped_count, "1x2/3 1x9", note="1, 1, 2, 2, 3, 3"),
+    _case("written_column", _written_column, None, note="one unit is overwritten"),
     _case("flip", _flip),
+    _case("index_table", _table, note="units are read in a fixed order"),
+    _case("roll", _roll),
     _case("sorted_units", _sorted, None, note="sorting forgets the order: free, or pinned"),
     _case(
         "prelu",
