@@ -48,7 +48,7 @@ def staged(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 def sweep(target: Path) -> None:
     """Remove what killed processes left beside ``target``; put back a folder they had moved aside to replace."""
-    for path in sorted(target.absolute().parent.glob(f".{_escape(target.name)}.????????????????.*")):
+    for path in sorted(nearest(target).glob(f".{_escape(target.name)}.????????????????.*")):
         if path.suffix not in (f".{_NEW}", f".{_OLD}"):
             continue
         handle = _lock(path)
@@ -61,6 +61,23 @@ def sweep(target: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(handle)
+
+
+def nearest(target: Path) -> Path:
+    """The innermost place above ``target`` that exists."""
+    return next(place for place in target.absolute().parents if place.exists())
+
+
+def try_writing(target: Path) -> None:
+    """Make and remove a folder where ``target`` would go: OSError if that cannot be done."""
+    trial = nearest(target) / hidden(target, _NEW)
+    trial.mkdir()
+    trial.rmdir()
+
+
+def hidden(target: Path, kind: str) -> str:
+    """A fresh name that :func:`sweep` knows as one of ``target``'s."""
+    return f".{target.name}.{secrets.token_hex(8)}.{kind}"
 
 
 def _escape(name: str) -> str:
@@ -93,7 +110,7 @@ def _lock(folder: Path) -> int | None:
 @contextmanager
 def _locked(target: Path, kind: str) -> Iterator[Path]:
     while True:
-        folder = target.absolute().with_name(f".{target.name}.{secrets.token_hex(8)}.{kind}")
+        folder = target.absolute().with_name(hidden(target, kind))
         folder.mkdir()
         handle = _lock(folder)
         if folder.exists():  # else a sweep of another process came between the two lines above
@@ -109,7 +126,7 @@ def _swap(folder: Path, target: Path, *, replace: bool) -> None:
     if not (replace and target.is_dir()):
         folder.rename(target)  # replaces an empty folder too, in one step
         return
-    old = target.absolute().with_name(f".{target.name}.{secrets.token_hex(8)}.{_OLD}")
+    old = target.absolute().with_name(hidden(target, _OLD))
     handle = _lock(target)  # the lock follows the folder: no sweep puts it back in between
     try:
         target.rename(old)

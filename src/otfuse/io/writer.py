@@ -17,7 +17,7 @@ from torch import nn
 from otfuse.errors import OutputError, UsageError
 from otfuse.io.checkpoint import finite
 from otfuse.io.quiet import quiet
-from otfuse.io.staging import staged, sweep
+from otfuse.io.staging import nearest, staged, sweep, try_writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,12 +44,10 @@ def check_target(out: Path, *, overwrite: bool = False, need: int = 0) -> None:
     try:
         if out.is_dir() and any(out.iterdir()) and not (overwrite and (out / "config.json").is_file()):
             raise OutputError(f"output {out}: the folder is not empty; choose another --out, or empty it")
-        parent = next(place for place in out.absolute().parents if place.exists())
+        parent = nearest(out)
         if not parent.is_dir():
             raise OutputError(f"output {out}: {parent} is a file, not a folder; choose another --out")
-        trial = parent / f".{out.name}.{os.getpid()}.trial"
-        trial.mkdir()
-        trial.rmdir()
+        try_writing(out)
         free = shutil.disk_usage(parent).free
     except OSError as error:
         raise OutputError(_sentence(out, error)) from None
