@@ -145,8 +145,9 @@ def test_absolute_mean_in_one_pass_where_zero_stays(transform: str) -> None:
     assert stream(anchor, source, []).transformed("center").anchor_absolute.isnan().all()
 
 
-def test_a_constant_unit_has_no_deviation() -> None:
-    anchor, source = observations(30, 4, 4, 0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_constant_unit_has_no_deviation(dtype: torch.dtype) -> None:
+    anchor, source = (v.to(dtype) for v in observations(30, 4, 4, 0))
     anchor[:, 1] = source[:, 2] = 0.1
     found = stream(anchor, source, [3, 8])
     assert found.anchor_square[1] == 0

@@ -7,14 +7,12 @@ from typing import Literal
 import torch
 
 from otfuse.errors import SolveError
+from otfuse.measure.metric import FLAT, CostKind, from_products
 
-CostKind = Literal["euclidean", "sqeuclidean", "cosine", "correlation"]
 CostScale = Literal["max", "mean", "median", "none"]
 
 # Below this part of |x|^2 + |y|^2 the expanded form of |x - y|^2 has fewer than 9 right digits: computed directly.
 _CLOSE = 1e-6
-# A deviation below 1e-12 of the values is rounding: the unit is constant and correlates with nothing.
-FLAT = 1e-24
 _CHUNK = 1 << 22
 
 
@@ -40,22 +38,6 @@ def between(anchor: torch.Tensor, source: torch.Tensor, *, kind: CostKind) -> to
     return from_products(x @ y.T, x.square().sum(1), y.square().sum(1), kind=kind)
 
 
-def from_products(dot: torch.Tensor, anchor: torch.Tensor, source: torch.Tensor, *, kind: CostKind) -> torch.Tensor:
-    """Return the same cost from inner products ``dot[na, ns]`` and squared norms ``anchor[na]``, ``source[ns]``.
-
-    For ``correlation`` they must be those of features minus their mean. Raises :class:`SolveError` for an unknown kind.
-    """
-    if kind in ("euclidean", "sqeuclidean"):
-        squared = torch.add(anchor[:, None], source).sub_(dot, alpha=2).clamp_(min=0)
-        return squared.sqrt_() if kind == "euclidean" else squared
-    if kind in ("cosine", "correlation"):
-        norms = anchor.sqrt()[:, None] * source.sqrt()
-        cosine = torch.where(norms > 0, dot / norms, 0.0)
-        return cosine.neg_().add_(1).clamp_(min=0, max=2)
-    msg = f"cost: unknown kind {kind!r}; allowed: euclidean, sqeuclidean, cosine, correlation"
-    raise SolveError(msg)
-
-
 def scaled(cost: torch.Tensor, how: CostScale) -> torch.Tensor:
     """``cost`` divided by its largest entry, mean or (lower) median, or as it is.
 
@@ -76,7 +58,7 @@ def scaled(cost: torch.Tensor, how: CostScale) -> torch.Tensor:
 def _squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """``|x_i - y_j|^2`` by one matrix product; pairs so close that it would cancel are computed from differences."""
     if x.numel() and y.numel():
-        shift = x.mean(0)  # distances do not move with the origin, rounding does
+        shift = x.mean(0)  # or else features with a large common mean all count as close
         x, y = x - shift, y - shift
     xx, yy = x.square().sum(1), y.square().sum(1)
     squared = from_products(x @ y.T, xx, yy, kind="sqeuclidean")
