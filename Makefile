@@ -44,7 +44,7 @@ format: $(STAMP) ## put the code in the house's format
 	$(BIN)/ruff format
 
 bench: $(STAMP) ## time and memory of whole processes, as in docs and README
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/run.py
 
 clean: ## remove what make built, and the demo
 	rm -rf .venv demo dist build

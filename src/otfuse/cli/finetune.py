@@ -28,7 +28,13 @@ def command(
     label_smoothing: Annotated[
         float | None, typer.Option("--label-smoothing", min=0, max=1, help="Share given to all classes.")
     ] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="no, bf16 or fp16.")] = None,
+    max_grad_norm: Annotated[
+        float | None, typer.Option("--max-grad-norm", help="Longest gradient; longer ones are cut.")
+    ] = None,
+    mixed_precision: Annotated[str | None, typer.Option("--mixed-precision", help="no, bf16 or fp16.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu or cuda; what accelerate finds by default.")
+    ] = None,
     save_every: Annotated[int | None, typer.Option("--save-every", min=1, help="Steps between saved states.")] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Of the order of the examples and of dropout.")
@@ -47,7 +53,9 @@ def command(
         "weight_decay": weight_decay,
         "warmup": warmup,
         "label_smoothing": label_smoothing,
-        "precision": precision,
+        "max_grad_norm": max_grad_norm,
+        "mixed_precision": mixed_precision,
+        "device": device,
         "save_every": save_every,
         "seed": seed,
     }

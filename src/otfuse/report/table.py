@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
 def inspected(graph: FlowGraph, verification: Any) -> list[RenderableType]:
     """The spaces of a model, repeated blocks folded, and the outcome of the gate where it ran."""
     table = _table("space", "kind", ("count", "right"), ("size", "right"), "group", ("tensors", "right"))
-    for row in fold(graph.spaces, lambda s: s.name, _alike):
+    pinned = _table("pinned", ("count", "right"), ("size", "right"), "reason")
+    for row in fold(graph.spaces, lambda s: s.name.removesuffix(f" {s.kind}"), _alike):
         space = graph.spaces[row.indices[0]]
-        group = f"pinned: {space.pinned}" if space.pinned else str(space.group)
-        tensors = len({m.tensor for m in space.members})
         size = f"{space.copies} x {space.size}" if space.copies > 1 else f"{space.size}"
-        table.add_row(row.name, space.kind, _times(row.count), size, group, str(tensors))
+        if space.pinned:
+            pinned.add_row(fit(row.name), _times(row.count), size, space.pinned)
+        else:
+            tensors = str(len({m.tensor for m in space.members}))
+            table.add_row(fit(row.name), space.kind, _times(row.count), size, str(space.group), tensors)
     lines = [f"{graph.parameters:,} parameters, {len(graph.spaces)} spaces, {len(graph.free)} of them free to permute."]
     if any(s.copies > 1 for s in graph.spaces):
         lines.append("Size `4 x 16` is 16 units in each of 4 copies, such as heads; every copy has its own map.")
@@ -35,7 +39,10 @@ def inspected(graph: FlowGraph, verification: Any) -> list[RenderableType]:
             f"Proved: random elements of all spaces change the output by {verification.error:.1e} (relative); "
             f"leaving one member out changes it by {verification.control:.1e}."
         )
-    return [table, *(Text(line) for line in [*lines, *graph.notes])]
+    parts: list[RenderableType] = [table, Text()]
+    if pinned.row_count:
+        parts += [pinned, Text()]
+    return [*parts, *(Text(line) for line in [*lines, *graph.notes])]
 
 
 def fused(report: Mapping[str, Any]) -> list[RenderableType]:
@@ -66,11 +73,11 @@ def plan(
     units = _table("space", "kind", ("count", "right"), ("anchor", "right"), ("source", "right"))
     for row in fold(spaces, lambda s: s[0], lambda s: s[1:]):
         _, kind, anchor, source = spaces[row.indices[0]]
-        units.add_row(row.name, kind, _times(row.count), str(anchor), str(source))
+        units.add_row(fit(row.name), kind, _times(row.count), str(anchor), str(source))
     solves = _table("problem", ("count", "right"), ("size", "right"), "method")
     for row in fold(problems, lambda p: p[0], lambda p: p[1:]):
         _, anchor, source, method = problems[row.indices[0]]
-        solves.add_row(row.name, _times(row.count), f"{anchor} x {source}", method)
+        solves.add_row(fit(row.name), _times(row.count), f"{anchor} x {source}", method)
     return [units, solves, Text(f"Expected memory: {memory_mib:.0f} MiB.")]
 
 
@@ -100,7 +107,7 @@ def _solved(solved: Sequence[Mapping[str, Any]]) -> Table:
         first, group = solved[row.indices[0]], [solved[i] for i in row.indices]
         size = " x ".join(map(str, first["size"]))
         before, after = (sum(s[key] for s in group) / len(group) for key in ("before", "after"))
-        table.add_row(row.name, _times(row.count), size, first["method"], f"{before:.4g}", f"{after:.4g}")
+        table.add_row(fit(row.name), _times(row.count), size, first["method"], f"{before:.4g}", f"{after:.4g}")
     return table
 
 
@@ -113,14 +120,24 @@ def _times(count: int) -> str:
     return f"{count} x" if count > 1 else ""
 
 
+def fit(name: str, width: int = 33) -> str:
+    """A dotted name in that width: components in the middle give way, but never those that count blocks."""
+    parts = re.findall(r"\{[^}]*\}|[^.]+", name)
+    while len(".".join(parts)) > width:
+        inner = [i for i, part in enumerate(parts[1:-1], 1) if part[0] not in "{\u2026"]
+        if not inner:
+            break
+        middle = min(inner, key=lambda i: abs(i - len(parts) / 2))
+        parts[middle] = "\u2026"
+        parts = [p for i, p in enumerate(parts) if not (p == "\u2026" and i and parts[i - 1] == p)]
+    short = ".".join(parts).replace(".\u2026.", "\u2026") if "\u2026" in parts else name
+    return short if len(short) <= width else f"{short[: width // 2 - 1]}\u2026{short[-(width // 2) :]}"
+
+
 def _table(*columns: str | tuple[str, str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    """A plain table; a column is a heading, or a heading with ``right`` for numbers. The first column is never broken."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for index, column in enumerate(columns):
-        name, justify = (column, "left") if isinstance(column, str) else column
-        right = justify == "right"
-        table.add_column(
-            name, justify="right" if right else "left", no_wrap=right, overflow="fold", ratio=None, min_width=0
-        )
-        if index == 0:
-            table.columns[0].min_width = 12
+        name, right = (column, False) if isinstance(column, str) else (column[0], True)
+        table.add_column(name, justify="right" if right else "left", no_wrap=right or index == 0, overflow="fold")
     return table

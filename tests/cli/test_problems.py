@@ -1,0 +1,115 @@
+"""Every problem is one sentence and a status, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+
+from otfuse.errors import DataError, UsageError
+
+
+class OutOfMemoryError(RuntimeError):
+    """Stands for torch's, which is known by its name."""
+
+
+CASES = {
+    "ours": (DataError("d.npz: no array named 'x';\n give one"), 1, "d.npz: no array named 'x'; give one"),
+    "usage": (UsageError("--out is missing"), 2, "--out is missing"),
+    "interrupt": (KeyboardInterrupt(), 130, "interrupted, nothing was written"),
+    "memory": (MemoryError(), 1, "out of memory"),
+    "device memory": (OutOfMemoryError("CUDA out of memory"), 1, "out of memory"),
+    "allocator": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
+    "disk full": (OSError(errno.ENOSPC, "No space left on device", "out/x"), 1, "no space left on the device at out/x"),
+    "quota": (OSError(errno.EDQUOT, "Disk quota exceeded", "out/x"), 1, "quota is used up at out/x"),
+    "permission": (PermissionError(errno.EACCES, "Permission denied", "out/x"), 1, "permission denied at out/x"),
+    "bug": (ZeroDivisionError("division\nby zero"), 1, "unexpected ZeroDivisionError: division by zero"),
+}
+
+
+@pytest.mark.parametrize(("problem", "status", "words"), CASES.values(), ids=CASES)
+def test_a_problem_is_one_sentence(otfuse, pipeline, problem, status, words):
+    def fail(*_, **__):
+        raise problem
+
+    pipeline(inspect=fail)
+    ran = otfuse("inspect", "m")
+    assert (ran.status, ran.out) == (status, "")
+    assert ran.err.startswith("otfuse: ")
+    assert ran.err.count("\n") == 1
+    assert words in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_debug_shows_the_traceback(pipeline, monkeypatch):
+    from otfuse.cli import main
+
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("otfuse.cli.output._configure", lambda **_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    pipeline(inspect=fail)
+    monkeypatch.setenv("OTFUSE_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(["inspect", "m"])
+
+
+USAGE = {
+    "no source": ("fuse", "a"),
+    "no out": ("fuse", "a", "b"),
+    "unknown option": ("fuse", "a", "b", "--outt", "x"),
+    "unknown command": ("fusee",),
+    "no data": ("eval", "a"),
+    "batch of zero": ("eval", "a", "--data", "d", "--batch-size", "0"),
+    "not a number": ("finetune", "a", "--data", "d", "--out", "o", "--steps", "many"),
+}
+
+
+@pytest.mark.parametrize("arguments", USAGE.values(), ids=USAGE)
+def test_wrong_usage_is_status_2(otfuse, arguments):
+    ran = otfuse(*arguments)
+    assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--recipe", "otfusion-wt"), "did you mean 'otfusion-wts'?"),
+        (("--set", "otfusion.solvr=emd"), "unknown key 'otfusion.solvr'; did you mean 'solver'?"),
+        (("--set", "otfusion.solver=emdd"), "did you mean 'emd'?"),
+        (("--set", "otfusion"), "write KEY=VALUE"),
+        (("--set", "weights=[0.5, 0.6]"), "must sum to one"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_anything_is_read(otfuse, tmp_path, arguments, words):
+    ran = otfuse("fuse", "a", "b", "--out", tmp_path / "o", *arguments)
+    assert (ran.status, ran.err.count("\n")) == (1, 1)
+    assert words in ran.err
+
+
+def test_no_arguments_print_the_help(otfuse):
+    ran = otfuse()
+    assert ran.status == 0
+    for command in ("fuse", "inspect", "eval", "finetune", "recipes", "demo"):
+        assert f"\n  {command} " in ran.out
+
+
+def test_version(otfuse):
+    assert otfuse("--version").out.startswith("otfuse ")
+
+
+def test_a_closed_pipe_is_quiet():
+    command = f"{sys.executable} -m otfuse.cli recipes otfusion-wts | true"
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert ran.stderr == ""
+
+
+def test_json_of_the_module_form():
+    ran = subprocess.run(
+        [sys.executable, "-m", "otfuse.cli", "recipes", "--json"], capture_output=True, text=True, check=True
+    )
+    assert "vanilla" in json.loads(ran.stdout)["recipes"]

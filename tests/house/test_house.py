@@ -1,0 +1,180 @@
+"""What the house promises of its own files."""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import re
+import subprocess
+import sys
+import time
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "otfuse"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# A name counts where it stands as a word or as a part of one: `BertLayer`, "gpt2", load_vit.
+FAMILIES = (
+    "vit|deit|bert|roberta|distilbert|electra|llama|gpt|gptj|t5|bart|qwen|mistral|mixtral|gemma|swin|dinov"
+    "|siglip|resnet|convnext|whisper|hubert|albert|mpt|olmo|starcoder"
+)
+WORD = re.compile(rf"(?:{FAMILIES})\d*", re.IGNORECASE)
+PART = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+")
+
+
+def code_words(source: str) -> list[tuple[int, str]]:
+    """Identifiers and strings with their lines; comments and docstrings are prose and left out."""
+    prose = {
+        (node.body[0].lineno, node.body[0].end_lineno)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        and ast.get_docstring(node)
+    }
+    words = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        line = token.start[0]
+        is_string = token.type == tokenize.STRING or tokenize.tok_name[token.type] == "FSTRING_MIDDLE"
+        if is_string and any(first <= line <= (last or first) for first, last in prose):
+            continue
+        if is_string or token.type == tokenize.NAME:
+            words += [(line, part) for part in PART.findall(token.string)]
+    return words
+
+
+def families(source: str) -> list[tuple[int, str]]:
+    return [(line, word) for line, word in code_words(source) if WORD.fullmatch(word)]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if "testing" not in p.parts], ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_no_model_family_is_named_in_code(path):
+    assert families(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "code", ["class BertLayer: ...", "x = 'gpt2'", "load_vit()", "y = f'{x} T5'", "kind = 'Llama'"]
+)
+def test_a_named_family_is_found(code):
+    assert families(code)
+
+
+@pytest.mark.parametrize("code", ["# like BERT\nx = 1", '"""As in ViT."""\n', "adopt = optimal = private = 'option'"])
+def test_prose_and_other_words_are_allowed(code):
+    assert families(code) == []
+
+
+def test_files_have_at_most_400_lines():
+    files = [
+        p for folder in ("src", "tests", "benchmarks", "examples", "experiments") for p in (ROOT / folder).rglob("*.py")
+    ]
+    assert {
+        str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400
+    } == {}
+
+
+def long_functions(source: str) -> dict[str, int]:
+    return {
+        node.name: lines
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and (lines := node.end_lineno - node.lineno + 1) > 40
+    }
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if "testing" not in p.parts], ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_functions_have_at_most_40_lines(path):
+    allowed = {"command"} if path.parent.name == "cli" else set()  # a command's options are its parameters
+    assert {
+        name: n for name, n in long_functions(path.read_text(encoding="utf-8")).items() if name not in allowed
+    } == {}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+
+
+def test_help_answers_in_under_half_a_second():
+    command = [str(Path(sys.executable).with_name("otfuse")), "--help"]
+    subprocess.run(command, capture_output=True, check=True)  # byte code and file cache
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+def test_the_command_line_loads_nothing_heavy():
+    heavy = run(
+        "-c", "import sys, otfuse.cli; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    ).stdout.split()
+    assert set(heavy) & {"torch", "transformers", "numpy", "scipy", "datasets", "rich", "pydantic", "ot"} == set()
+
+
+def tracked() -> list[Path]:
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if names.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [p for name in names.stdout.split("\0") if name and (p := ROOT / name).is_file()]
+
+
+def test_no_tracked_file_names_this_machine_or_a_registry():
+    places = ["/" + "work/", "/" + "root/", "/" + "opt/py", str(Path.home()) + "/"]
+    hosts = ["py" + "pi.org", "files.python" + "hosted.org", "download.py" + "torch.org", "index" + "-url"]
+    bad = re.compile("|".join(re.escape(word) for word in [*places, *hosts] if word != "//"))
+    found = {}
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        lines = [n for n, line in enumerate(text.splitlines(), 1) if bad.search(line)]
+        if lines:
+            found[str(path.relative_to(ROOT))] = lines
+    assert found == {}
+
+
+def test_every_requirement_is_pinned():
+    import tomllib
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["dev"]]
+    todo = [Requirement(text) for text in [*wanted, *project["build-system"]["requires"]]]
+    pins = [
+        line
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if line[:1] not in ("#", "")
+    ]
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in pins}
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins)
+    seen: set[str] = set()
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            needs = [Requirement(text) for text in distribution(name).requires or []]
+        except PackageNotFoundError:
+            continue  # needed to build only, and not installed
+        extras = requirement.extras or {""}
+        todo += [r for r in needs if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in extras)]
+    assert seen - pinned == set()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX script")
+def test_ci_calls_make_check():
+    assert "make --no-print-directory check" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
