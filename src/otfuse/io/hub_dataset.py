@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,9 @@ def read_hub_dataset(
     import datasets
 
     try:
-        data = datasets.load_from_disk(str(path))
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        # The library itself fails on a folder without files, which is how it saves no rows.
+        data: Any = datasets.load_from_disk(str(path)) if state["_data_files"] else ()
     except Exception as error:  # noqa: BLE001 - the library raises what its files happen to break
         raise DataError(f"data {path}: cannot be read by datasets ({type(error).__name__}); save it again") from None
     if len(data) == 0:
