@@ -48,9 +48,13 @@ class SpaceReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Alignment:
-    """All maps of one source. ``maps[space id]`` is ``[anchor, source]``, or ``[copies, anchor, source]``."""
+    """All maps of one source. ``maps[space id]`` is ``[anchor, source]``, or ``[copies, anchor, source]``.
+
+    ``kept`` are tensors that stay the anchor's; what has no carry is averaged as it is.
+    """
 
     carries: tuple[Carry, ...] = ()
     maps: dict[str, torch.Tensor] = field(default_factory=dict)
     solved: tuple[SpaceReport, ...] = ()
     notes: tuple[str, ...] = ()
+    kept: frozenset[str] = frozenset()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from otfuse.errors import DataError
@@ -17,6 +18,8 @@ from otfuse.measure.metric import FLAT, CostKind, from_products
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
 Transform = Literal["standardize", "center", "normalize", "none"]
 
@@ -73,6 +76,21 @@ class Moments:
             self.source_square + other.source_square + weight * source.square(),
             (self.cross + other.cross).addr_(anchor, source, alpha=weight),
             self.anchor_absolute + part * (other.anchor_absolute - self.anchor_absolute),
+        )
+
+    def taken(self, anchor: NDArray[np.int64], source: NDArray[np.int64]) -> Moments:
+        """Moments of some units only, in the order given."""
+        if len(anchor) == len(self.anchor_mean) and len(source) == len(self.source_mean) and _in_order(anchor, source):
+            return self
+        a, s = torch.from_numpy(anchor), torch.from_numpy(source)
+        return Moments(
+            self.rows,
+            self.anchor_mean[a],
+            self.source_mean[s],
+            self.anchor_square[a],
+            self.source_square[s],
+            self.cross[a][:, s],
+            self.anchor_absolute[a],
         )
 
     def anchor_affine(self, transform: Transform) -> Affine:
@@ -210,6 +228,10 @@ class AbsoluteMean:
             msg = "moments: no row was observed; the token filter or the data leave nothing to weigh"
             raise DataError(msg)
         return self._sum / self.rows
+
+
+def _in_order(*units: NDArray[np.int64]) -> bool:
+    return all(bool((own == np.arange(len(own))).all()) for own in units)
 
 
 def _affine(transform: Transform, rows: int, mean: torch.Tensor, square: torch.Tensor) -> Affine:

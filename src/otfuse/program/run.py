@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,67 +12,80 @@ from torch.utils._pytree import tree_leaves
 from otfuse.program.inputs import split_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Iterator, Mapping
 
     from otfuse.program.export import Program
     from otfuse.program.inputs import Inputs
 
 
-class Runner(fx.Interpreter):
-    """Interprets the live part of a program.
+class Runner:
+    """Interprets the live part of a program, forgetting every value after its last use.
 
-    ``look(name, value)`` is called with every value named in ``watch`` as soon as it exists; nothing is kept. With
-    ``double`` every cast to float32 inside the program becomes one to float64 (graph.md section 6, item 3).
+    With ``double`` every cast to float32 inside the program becomes one to float64 (graph.md section 6, item 3).
     """
 
-    def __init__(
-        self,
-        program: Program,
-        *,
-        watch: frozenset[str] = frozenset(),
-        look: Callable[[str, torch.Tensor], None] | None = None,
-        double: bool = False,
-    ) -> None:
-        super().__init__(program.module, garbage_collect_values=True)
-        self._program, self._watch, self._look, self._double = program, watch, look, double
-        self._live = program.live()
-        self._outputs: dict[fx.Node, torch.Tensor] = {}
+    def __init__(self, program: Program, *, double: bool = False) -> None:
+        self._program, self._double = program, double
+        live = program.live()
+        self._steps = [
+            node
+            for node in program.graph.nodes
+            if node.op == "call_function" and node in live and "_assert" not in str(node.target)
+        ]
+        self._attributes = [node for node in program.graph.nodes if node.op == "get_attr"]
+        self._dies: dict[fx.Node, list[fx.Node]] = {}
+        seen = set(program.outputs)
+        for node in reversed(self._steps):
+            last = [used for used in node.all_input_nodes if used not in seen]
+            seen.update(last)
+            self._dies[node] = last
 
     def __call__(self, weights: Mapping[str, torch.Tensor], inputs: Inputs | None = None) -> tuple[torch.Tensor, ...]:
-        """The program's outputs for these weights (by stored name) and inputs (the example's when None)."""
-        leaves = tree_leaves(split_inputs(self._program.inputs if inputs is None else inputs))
-        values = dict(zip(self._program.users, leaves, strict=True))
-        for name, stored in self._program.parameters.items():
+        """The program's outputs for these weights (by first stored name) and inputs (the example's when None)."""
+        env = self._start(weights, inputs)
+        for _ in self._walk(env, frozenset()):
+            pass
+        return tuple(env[node] for node in self._program.outputs)
+
+    def watch(
+        self, weights: Mapping[str, torch.Tensor], inputs: Inputs, names: frozenset[str]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Values of the program by name, each as soon as it exists; what the caller drops is not kept."""
+        return self._walk(self._start(weights, inputs), names)
+
+    def _start(self, weights: Mapping[str, torch.Tensor], inputs: Inputs | None) -> dict[fx.Node, Any]:
+        program = self._program
+        leaves = tree_leaves(split_inputs(program.inputs if inputs is None else inputs))
+        values: dict[str, Any] = dict(zip(program.users, leaves, strict=True)) | program.constants
+        device = next((w.device for w in weights.values()), torch.device("cpu"))
+        for name, stored in program.parameters.items():
             values[name] = weights[stored]
-        kind = torch.float64 if self._double else None
-        for name, constant in self._program.constants.items():
-            values[name] = constant.to(kind) if kind and constant.is_floating_point() else constant
-        if kind:
-            values = {k: v.to(kind) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in values.items()}
-        placeholders = [node.name for node in self._program.graph.nodes if node.op == "placeholder"]
-        self._outputs = {}
-        with torch.no_grad():
-            self.run(*(values[name] for name in placeholders), enable_io_processing=False)
-        return tuple(self._outputs[node] for node in self._program.outputs)
+        placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+        env = {placeholders[name]: self._ready(value, device) for name, value in values.items()}
+        for node in self._attributes:
+            env[node] = operator.attrgetter(str(node.target))(program.module)
+        return env
 
-    def run_node(self, n: fx.Node) -> Any:
-        """One node; dead ones are skipped."""
-        if n.op == "output" or (n.op == "call_function" and n not in self._live):
-            return None
-        if "_assert" in str(n.target):
-            return None
-        value = super().run_node(n)
-        if n in self._program.outputs:
-            self._outputs[n] = value
-        if self._look is not None and n.name in self._watch:
-            self._look(n.name, value)
-        return value
+    def _ready(self, value: Any, device: torch.device) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        value = value.to(device)
+        return value.double() if self._double and value.is_floating_point() else value
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """One operator, float32 raised to float64 where asked."""
+    @torch.no_grad()
+    def _step(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
         if self._double:
-            args, kwargs = fx.node.map_aggregate(args, _raise), fx.node.map_aggregate(kwargs, _raise)
-        return super().call_function(target, args, kwargs)
+            args, kwargs = fx.node.map_aggregate((args, kwargs), _raise)  # type: ignore[misc]
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _walk(self, env: dict[fx.Node, Any], names: frozenset[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        for node in self._steps:
+            env[node] = self._step(node, env)
+            if node.name in names:
+                yield node.name, env[node]
+            for used in self._dies[node]:
+                env.pop(used, None)
 
 
 def _raise(value: Any) -> Any:

@@ -1,0 +1,177 @@
+"""Whole heads matched, then the units inside (``query_key: heads``).
+
+Two heads are as far apart as the best matching of their units: of query and key together, because scores read them
+together, and of value. Key heads shared by a group of query heads move as one group, its query heads inside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from otfuse.align.maps import UnitMap, require_equal
+from otfuse.core.coupling import Coupling
+from otfuse.core.graph import NodeKind
+from otfuse.core.space import Group
+from otfuse.solve.cost import scaled
+from otfuse.solve.transport import solve
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from otfuse.align.otfusion import OTFusionWalk
+    from otfuse.core.graph import FlowGraph, FlowNode
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Units of the projections of one attention: ``query[groups, per group, d]``, ``key[groups, d]``, ``value[groups, e]``."""
+
+    query: NDArray[np.int64]
+    key: NDArray[np.int64]
+    value: NDArray[np.int64]
+
+
+class Heads:
+    """Maps of query, key and value projections that respect heads."""
+
+    def __init__(self, walk: OTFusionWalk) -> None:
+        self._walk, self._maps = walk, dict[int, UnitMap]()
+        self._of: dict[int, int] = {}
+        self._outer: dict[str, torch.Tensor] = {}
+        pair = walk.pair
+        for node in pair.anchor.graph.nodes:
+            if node.kind is not NodeKind.ATTENTION:
+                continue
+            made = [pair.producer(r.node) for r in node.readings if r.role in ("query", "key", "value")]
+            if len(set(made)) == 3 and all(pair.anchor.graph.nodes[i].kind is NodeKind.LINEAR for i in made):  # noqa: PLR2004
+                self._of |= dict.fromkeys(made, node.index)
+
+    def covers(self, index: int) -> bool:
+        """Whether the layer projects to query, key or value."""
+        return index in self._of
+
+    def map_of(self, index: int) -> UnitMap:
+        """The layer's map; those of its whole attention are found at once."""
+        if index not in self._maps:
+            self._solve(self._of[index])
+        return self._maps[index]
+
+    def _solve(self, attention: int) -> None:
+        walk, pair = self._walk, self._walk.pair
+        node, other = pair.nodes(attention)
+        made = {r.role: pair.producer(r.node) for r in node.readings if r.role in ("query", "key", "value")}
+        ours, theirs = layout(pair.anchor.graph, node), layout(pair.source.graph, other)
+        costs = {
+            role: scaled(walk.features.cost((i,), [walk.features.all_units(i)]), walk.options.cost_scale)
+            for role, i in made.items()
+        }
+        inner = _Inner(walk, costs, ours, theirs, fixed=self._fixed(made["key"]), name=node.name)
+        shared = next((s for s in node.written_spaces if pair.anchor.graph.space(s).kind == "heads"), node.name)
+        if shared not in self._outer:  # heads that several attentions share (one position bias) move together
+            self._outer[shared] = walk.couple(f"{node.name} heads", inner.distances()).mass
+        masses = inner.masses(self._outer[shared])
+        for role, i in made.items():
+            coupling = Coupling(masses[role], float((masses[role] * costs[role]).sum()))
+            self._maps[i] = UnitMap.of(coupling, walk.options.unequal)
+
+    def _fixed(self, key: int) -> bool:
+        """Whether units inside heads must keep their order: rotary pairs, one gain for all heads."""
+        graph = self._walk.pair.anchor.graph
+        spaces = [graph.space(s) for s in graph.nodes[key].written_spaces]
+        return any(s.group in (Group.PINNED, Group.ROTARY) for s in spaces)
+
+
+class _Inner:
+    """Matchings inside every pair of heads (or groups) of one attention."""
+
+    def __init__(  # noqa: PLR0913  # one record of what a pair of heads needs
+        self,
+        walk: OTFusionWalk,
+        costs: dict[str, torch.Tensor],
+        ours: Layout,
+        theirs: Layout,
+        *,
+        fixed: bool,
+        name: str,
+    ) -> None:
+        self._walk, self._costs, self._ours, self._theirs, self._fixed, self._name = walk, costs, ours, theirs, fixed, name
+        groups = len(ours.key), len(theirs.key)
+        self._pairs = {(g, h): self._match(g, h) for g in range(groups[0]) for h in range(groups[1])}
+        self._groups = groups
+
+    def distances(self) -> torch.Tensor:
+        """``[groups, groups']``: the cost of the best matching inside each pair."""
+        table = torch.zeros(self._groups, dtype=torch.float64)
+        for (g, h), (_, _, distance) in self._pairs.items():
+            table[g, h] = distance
+        return table
+
+    def masses(self, outer: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Couplings of all units of query, key and value, from the coupling of the heads."""
+        masses = {role: torch.zeros_like(cost) for role, cost in self._costs.items()}
+        for (g, h), (scores, values, _) in self._pairs.items():
+            weight = outer[g, h]
+            if weight <= 0:
+                continue
+            _put(masses["key"], self._ours.key[g], self._theirs.key[h], weight * scores)
+            _put(masses["value"], self._ours.value[g], self._theirs.value[h], weight * values)
+            queries = self._queries(g, h, scores)
+            for r, row in enumerate(self._ours.query[g]):
+                for s, column in enumerate(self._theirs.query[h]):
+                    _put(masses["query"], row, column, weight * queries[r, s] * scores)
+        return masses
+
+    def _match(self, g: int, h: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+        ours, theirs = self._ours, self._theirs
+        cost = _sub(self._costs["key"], ours.key[g], theirs.key[h])
+        queries = [_sub(self._costs["query"], r, s) for r in ours.query[g] for s in theirs.query[h]]
+        cost = cost + torch.stack(queries).mean(0)
+        scores = self._keep_order(cost) if self._fixed else self._couple(cost)
+        values = self._couple(_sub(self._costs["value"], ours.value[g], theirs.value[h]))
+        return scores.mass, values.mass, scores.objective + values.objective
+
+    def _queries(self, g: int, h: int, scores: torch.Tensor) -> torch.Tensor:
+        table = [
+            [(scores * _sub(self._costs["query"], r, s)).sum() for s in self._theirs.query[h]] for r in self._ours.query[g]
+        ]
+        return self._couple(torch.stack([torch.stack(line) for line in table])).mass
+
+    def _keep_order(self, cost: torch.Tensor) -> Coupling:
+        require_equal(cost.shape[0], cost.shape[1], f"{self._name}: units inside heads")
+        return Coupling(torch.eye(len(cost), dtype=torch.float64) / len(cost), float(cost.diagonal().mean()))
+
+    def _couple(self, cost: torch.Tensor) -> Coupling:
+        return solve(cost, solver=self._walk.options.solver, regulariser=self._walk.regulariser)
+
+
+def layout(graph: FlowGraph, node: FlowNode) -> Layout:
+    """Which units of the projections belong to which head of an attention."""
+    units = {r.role: _down(graph, r.node, r.units[:, 0]) for r in node.readings if r.role in ("query", "key", "value")}
+    query = units["query"].reshape(node.heads, -1)
+    value = units["value"].reshape(node.heads, -1)
+    _, first, group = np.unique(value[:, 0], return_index=True, return_inverse=True)
+    key = units["key"].reshape(-1, query.shape[1])
+    key = key[first] if len(key) == node.heads else key
+    per_group = np.stack([query[group == g] for g in range(len(first))])
+    return Layout(per_group, key, value[first])
+
+
+def _down(graph: FlowGraph, index: int, units: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Unit numbers of a node in terms of the layer that made them."""
+    node = graph.nodes[index]
+    while node.kind in (NodeKind.NORM, NodeKind.SCALE, NodeKind.ACTIVATION) and node.readings:
+        units = node.readings[0].units[units, 0]
+        node = graph.nodes[node.readings[0].node]
+    return units
+
+
+def _sub(cost: torch.Tensor, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> torch.Tensor:
+    return cost[torch.from_numpy(rows)][:, torch.from_numpy(columns)]
+
+
+def _put(mass: torch.Tensor, rows: NDArray[np.int64], columns: NDArray[np.int64], block: torch.Tensor) -> None:
+    mass[torch.from_numpy(rows)[:, None], torch.from_numpy(columns)[None, :]] += block

@@ -1,0 +1,105 @@
+"""What is compared of the units of a node: rows of weights carried by the input map, or moments of activations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from otfuse.align.pair import Pair, read_rows, unit_rows
+from otfuse.core.graph import NodeKind
+from otfuse.errors import DataError
+from otfuse.solve.cost import between, scaled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from otfuse.align.maps import UnitMap
+    from otfuse.core.recipe import OTFusion
+    from otfuse.measure.moments import Moments
+
+_TINY = 1e-9
+
+
+class Features:
+    """Costs between the units of nodes, by the options of the recipe.
+
+    ``moments`` are those of observed nodes (activations); ``inputs`` gives the map of what a node reads (weights).
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        options: OTFusion,
+        moments: Mapping[int, Moments] | None,
+        inputs: Callable[[int], UnitMap | None],
+    ) -> None:
+        self._pair, self._options, self._moments, self._inputs = pair, options, moments, inputs
+
+    def cost(self, nodes: Sequence[int], units: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> torch.Tensor:
+        """Unscaled cost ``[na, ns]`` of units that several nodes (or parts of them) share: their features together.
+
+        ``units`` are, for every node, the anchor's and the source's units in corresponding order.
+        """
+        if self._compares_activations(nodes):
+            return self._from_moments(nodes, units)
+        tables = [self._rows(node, own) for node, own in zip(nodes, units, strict=True)]
+        anchor, source = (torch.cat([table[side] for table in tables], 1) for side in (0, 1))
+        stored = self._options.features == "activations"  # a stored table is compared raw in that mode
+        if self._options.transform == "unit" and not stored:
+            anchor, source = (x / (x.norm(dim=1, keepdim=True) + _TINY) for x in (anchor, source))
+        return between(anchor, source, kind=self._options.cost)
+
+    def scaled_cost(self, nodes: Sequence[int], units: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> torch.Tensor:
+        """The cost divided by its scale."""
+        return scaled(self.cost(nodes, units), self._options.cost_scale)
+
+    def all_units(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Every unit of a node, in both models."""
+        anchor, source = self._pair.nodes(index)
+        return np.arange(anchor.size), np.arange(source.size)
+
+    def _compares_activations(self, nodes: Sequence[int]) -> bool:
+        observed = [self._pair.observed(node) for node in nodes]
+        return self._options.features == "activations" and all(observed)
+
+    def _from_moments(
+        self, nodes: Sequence[int], units: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    ) -> torch.Tensor:
+        if self._moments is None:
+            raise DataError("otfusion.features activations: give data (unlabelled inputs), or use features: weights")
+        transform = self._options.transform
+        assert transform != "unit"  # noqa: S101  # the recipe refuses it for activations
+        parts = [self._moments[n].taken(*own) for n, own in zip(nodes, units, strict=True)]
+        if len(parts) == 1:
+            return parts[0].distance(transform, self._options.cost)
+        total = parts[0].transformed(transform)  # the published code transforms queries and keys each by itself
+        for part in parts[1:]:
+            total = total.stacked(part.transformed(transform))
+        return total.distance("none", self._options.cost)
+
+    def _rows(self, index: int, units: tuple[NDArray[np.int64], NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feature rows of both models; the source's are carried to the anchor's inputs first."""
+        which = self._pair.main_piece(index)
+        if which is None:
+            raise DataError(f"{self._pair.anchor.graph.nodes[index].name}: has no weights to compare; use features: activations")
+        pieces = [node.pieces[which] for node in self._pair.nodes(index)]
+        if pieces[0].reads is None or pieces[0].writes is None:
+            anchor, source = (
+                unit_rows(side, piece, own) for side, piece, own in zip(self._pair.sides(), pieces, units, strict=True)
+            )
+            return anchor, source
+        ours, theirs = (read_rows(side, piece) for side, piece in zip(self._pair.sides(), pieces, strict=True))
+        incoming = self._inputs(index)
+        if incoming is not None:
+            theirs = torch.einsum("usr,as->uar", theirs, incoming.reads)
+        picked = ours[torch.from_numpy(units[0])], theirs[torch.from_numpy(units[1])]
+        return picked[0].reshape(len(units[0]), -1), picked[1].reshape(len(units[1]), -1)
+
+
+def is_source(pair: Pair, index: int) -> bool:
+    """Whether the node is a stored table or a layer on the input."""
+    return pair.anchor.graph.nodes[index].kind is NodeKind.SOURCE

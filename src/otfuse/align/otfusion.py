@@ -1,0 +1,213 @@
+"""Scheme ``otfusion``: the published method (arXiv 2310.05719) as a walk over the flow graph.
+
+Every node's map goes from the source's units to the anchor's. Layers get a map of their own from an optimal transport
+problem; what keeps units passes the map on; a junction mixes the maps of its skip and its branches by the residual
+policy; query and key end in their attention, which passes the map of the value. So the map of the stream changes at
+every junction, as published (facts.md section 1); the scheme ``aligned`` has one map per space instead.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from otfuse.align.attention import Heads
+from otfuse.align.carry import Carrier
+from otfuse.align.features import Features
+from otfuse.align.maps import UnitMap, block, mixed, require_equal
+from otfuse.align.residual import junction_weights
+from otfuse.core.alignment import Alignment, SpaceReport
+from otfuse.core.graph import NodeKind
+from otfuse.solve.transport import solve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from otfuse.align.pair import Pair
+    from otfuse.core.coupling import Coupling
+    from otfuse.core.graph import FlowNode
+    from otfuse.core.recipe import OTFusion
+    from otfuse.measure.moments import Moments
+
+_KEEPING = (NodeKind.NORM, NodeKind.SCALE, NodeKind.ACTIVATION)
+
+
+class OTFusionWalk:
+    """One walk: maps of all nodes, and the carries of all stored tensors."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        options: OTFusion,
+        regulariser: float,
+        moments: Mapping[int, Moments] | None = None,
+        magnitudes: Mapping[int, torch.Tensor] | None = None,
+    ) -> None:
+        self.pair, self.options, self.regulariser = pair, options, regulariser
+        self._magnitudes = magnitudes or {}
+        self.features = Features(pair, options, moments, self.incoming)
+        self._maps: dict[int, UnitMap | None] = {}
+        self._latest: dict[str, UnitMap] = {}
+        self._solved: list[SpaceReport] = []
+        self._together = shared_maps(pair, tied=options.query_key == "tied")
+        self._kept = kept_units(pair) if options.classifier == "anchor" else frozenset[int]()
+        self._heads = Heads(self) if options.query_key == "heads" else None
+
+    def run(self) -> Alignment:
+        """All maps in the order of the forward pass, then every stored tensor's carry."""
+        for node in self.pair.anchor.graph.nodes:
+            self.map_of(node.index)
+        carrier = Carrier(self.pair, self.map_of, self.incoming)
+        kept = classifier_tensors(self.pair) if self._kept else frozenset[str]()
+        carries = carrier.all(skip=kept, latest=self._latest)
+        maps = {name: found.writes.float() for name, found in self._latest.items()}
+        return Alignment(carries, maps, tuple(self._solved), carrier.notes, kept)
+
+    # -- maps --------------------------------------------------------------------------------------------------------
+    def map_of(self, index: int) -> UnitMap | None:
+        """The map of what a node writes; None where its units are not followed."""
+        if index not in self._maps:
+            node, other = self.pair.nodes(index)
+            found = self._find(node, other)
+            self._maps[index] = found
+            if found is not None and len(node.written_spaces) == 1:
+                self._latest[node.written_spaces[0]] = found
+        return self._maps[index]
+
+    def incoming(self, index: int) -> UnitMap | None:
+        """The map of what a node reads, place by place; None if it reads no units."""
+        node, other = self.pair.nodes(index)
+        if not node.readings:
+            return None
+        return self._read(node, other, 0)
+
+    def _read(self, node: FlowNode, other: FlowNode, which: int) -> UnitMap:
+        ours, theirs = node.readings[which], other.readings[which]
+        found = self.map_of(ours.node)
+        if found is None:
+            return UnitMap.identity(len(ours.units), len(theirs.units))
+        return found.pulled(ours.units, theirs.units)
+
+    def _find(self, node: FlowNode, other: FlowNode) -> UnitMap | None:
+        if node.kind is NodeKind.OUTPUT:
+            return None
+        if node.index in self._kept or (node.kind in (NodeKind.LINEAR, NodeKind.SOURCE) and self.pair.fixed(node.index)):
+            require_equal(node.size, other.size, node.name)
+            return UnitMap.identity(node.size, other.size)
+        if node.kind in (NodeKind.LINEAR, NodeKind.SOURCE):
+            return self._solve_layer(node.index)
+        if node.kind in _KEEPING or node.kind is NodeKind.PRODUCT:
+            return self._read(node, other, 0)
+        if node.kind is NodeKind.CONCAT:
+            return block([self._read(node, other, i) for i in range(len(node.readings))])
+        if node.kind is NodeKind.ATTENTION:
+            value = next(i for i, r in enumerate(node.readings) if r.role == "value")
+            return self._read(node, other, value)
+        if node.kind is NodeKind.JUNCTION:
+            return self._junction(node, other)
+        known = [self._latest[s] for s in node.written_spaces if s in self._latest]  # opaque: what the stream has
+        return known[0] if len(known) == 1 and known[0].shape == (node.size, other.size) else None
+
+    def _solve_layer(self, index: int) -> UnitMap:
+        if self._heads is not None and self._heads.covers(index):
+            return self._heads.map_of(index)
+        group = self._together.get(index, (index,))
+        first = group[0]
+        if first != index:
+            found = self.map_of(first)
+            if found is not None:
+                return found
+        units = [self.features.all_units(i) for i in group]
+        coupling = self.couple(self._name(group), self.features.scaled_cost(group, units))
+        return UnitMap.of(coupling, self.options.unequal)
+
+    def couple(self, name: str, cost: torch.Tensor) -> Coupling:
+        """One transport problem, noted in the report."""
+        coupling = solve(cost, solver=self.options.solver, regulariser=self.regulariser)
+        size = cost.shape[0], cost.shape[1]
+        before = float(cost.diagonal().mean()) if size[0] == size[1] else float(cost.mean())
+        self._solved.append(
+            SpaceReport(
+                name, self.options.solver, size, before, coupling.objective, coupling.converged,
+                coupling.marginal_error, coupling.steps,
+            )
+        )  # fmt: skip
+        return coupling
+
+    def _name(self, group: Sequence[int]) -> str:
+        return " + ".join(dict.fromkeys(self.pair.anchor.graph.nodes[i].name for i in group))
+
+    # -- junctions ---------------------------------------------------------------------------------------------------
+    def _junction(self, node: FlowNode, other: FlowNode) -> UnitMap:
+        parts = [i for i, r in enumerate(node.readings) if r.role in ("skip", "branch")]
+        known = [i for i in parts if self.map_of(node.readings[i].node) is not None]
+        maps = [self._read(node, other, i) for i in known]
+        if not maps:
+            return UnitMap.identity(node.size, other.size)
+        if self.options.residual == "identity":
+            return UnitMap.identity(node.size, other.size)
+        weights = junction_weights(self.options.residual, [node.readings[i].role for i in known], self._weighed(node, known))
+        return mixed(maps, weights)
+
+    def _weighed(self, node: FlowNode, parts: Sequence[int]) -> list[torch.Tensor]:
+        return [self._magnitudes[magnitude_key(node.index, i)] for i in parts] if self._magnitudes else []
+
+
+def magnitude_key(index: int, reading: int) -> int:
+    """One number for (junction, reading): how large what a junction adds is, unit by unit."""
+    return index * 64 + reading
+
+
+def shared_maps(pair: Pair, *, tied: bool) -> dict[int, tuple[int, ...]]:
+    """Layers that must share a map: factors of a product always, query and key when tied. Node -> its group."""
+    groups: dict[int, tuple[int, ...]] = {}
+    for node in pair.anchor.graph.nodes:
+        if node.kind is NodeKind.PRODUCT:
+            roles: tuple[str, ...] = ("factor",)
+        elif node.kind is NodeKind.ATTENTION and tied:
+            roles = ("key", "query")
+        else:
+            continue
+        readings = [r for role in roles for r in node.readings if r.role == role]
+        made = [pair.producer(r.node) for r in readings]
+        sizes = {pair.nodes(i)[0].size for i in made}
+        kinds = {pair.anchor.graph.nodes[i].kind for i in made}
+        if len(made) == len(set(made)) and len(sizes) == 1 and kinds == {NodeKind.LINEAR}:
+            groups |= dict.fromkeys(made, tuple(made))
+    return groups
+
+
+def classifier_tensors(pair: Pair) -> frozenset[str]:
+    """Tensors of the layer that makes the outputs."""
+    nodes = pair.anchor.graph.nodes
+    last = [r.node for node in nodes if node.kind is NodeKind.OUTPUT for r in node.readings]
+    return frozenset(p.tensor for i in last for p in nodes[i].pieces)
+
+
+def kept_units(pair: Pair) -> frozenset[int]:
+    """Nodes whose units keep the anchor's order when the classifier is the anchor's: back to the branches of the last
+    junction (facts.md section 1, "Classifier kept from the anchor")."""
+    nodes = pair.anchor.graph.nodes
+    todo = [r.node for node in nodes if node.kind is NodeKind.OUTPUT for r in node.readings]
+    todo = [r.node for i in todo for r in nodes[i].readings]
+    kept: set[int] = set()
+    while todo:
+        index = todo.pop()
+        kept.add(index)
+        node = nodes[index]
+        if node.kind in _KEEPING:
+            todo += [r.node for r in node.readings[:1]]
+        elif node.kind is NodeKind.JUNCTION:
+            kept |= {r.node for r in node.readings if r.role == "branch"}
+    return frozenset(kept)
+
+
+def needed_nodes(pair: Pair) -> list[int]:
+    """Nodes whose units are compared: observed layers and sources that are not fixed."""
+    return [
+        node.index
+        for node in pair.anchor.graph.nodes
+        if node.kind in (NodeKind.LINEAR, NodeKind.SOURCE) and pair.observed(node.index) and not pair.fixed(node.index)
+    ]
+

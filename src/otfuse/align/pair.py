@@ -1,0 +1,86 @@
+"""Two matched models, as a scheme sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from otfuse.core.graph import NodeKind
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from otfuse.core.graph import FlowNode, Piece
+    from otfuse.measure.probe import Side
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """The anchor and one source; node ``i`` of one graph is node ``i`` of the other."""
+
+    anchor: Side
+    source: Side
+
+    def nodes(self, index: int) -> tuple[FlowNode, FlowNode]:
+        """A node of the anchor and its counterpart."""
+        return self.anchor.graph.nodes[index], self.source.graph.nodes[index]
+
+    def sides(self) -> tuple[Side, Side]:
+        """Anchor, source."""
+        return self.anchor, self.source
+
+    def observed(self, index: int) -> bool:
+        """Whether the node's units are values that depend on the input."""
+        return all(node.observation is not None for node in self.nodes(index))
+
+    def main_piece(self, index: int) -> int | None:
+        """Which of the node's tensors makes its units: the first that has more than the units themselves."""
+        node = self.anchor.graph.nodes[index]
+        shapes = self.anchor.graph.shapes
+        many = [i for i, p in enumerate(node.pieces) if len(shapes[p.tensor]) > 1 and p.writes is not None]
+        return many[0] if many else None
+
+    def producer(self, index: int) -> int:
+        """The node whose units pass through this one unchanged in number: norms, activations and scalings looked through."""
+        node = self.anchor.graph.nodes[index]
+        keeps = (NodeKind.ACTIVATION, NodeKind.NORM, NodeKind.SCALE)
+        while node.kind in keeps and node.readings:
+            node = self.anchor.graph.nodes[node.readings[0].node]
+        return node.index
+
+    def fixed(self, index: int) -> bool:
+        """Whether the units that the node writes must keep their order: classes, words, places, what no rule followed."""
+        graph = self.anchor.graph
+        node = graph.nodes[index]
+        if not node.written_spaces:
+            return True
+        spaces = [graph.space(s) for s in node.written_spaces]
+        return all(space.pinned is not None for space in spaces)
+
+
+def unit_rows(side: Side, piece: Piece, units: NDArray[np.int64] | None = None) -> torch.Tensor:
+    """``[units, features]`` in float64: the slices of a stored tensor along the axis that the node writes."""
+    assert piece.writes is not None  # noqa: S101  # the caller asks for pieces that write
+    axis, places = piece.writes
+    tensor = side.weights[piece.tensor].detach().double().cpu()
+    chosen = places if units is None else places[units]
+    return tensor.index_select(axis, torch.from_numpy(chosen)).movedim(axis, 0).reshape(len(chosen), -1)
+
+
+def read_rows(side: Side, piece: Piece) -> torch.Tensor:
+    """``[units, places, rest]`` in float64 of a matrix or kernel that reads: rows by what they read."""
+    assert piece.writes is not None and piece.reads is not None  # noqa: S101, PT018
+    tensor = side.weights[piece.tensor].detach().double().cpu()
+    tensor = tensor.index_select(piece.writes[0], torch.from_numpy(piece.writes[1]))
+    tensor = tensor.index_select(piece.reads[0], torch.from_numpy(piece.reads[1]))
+    rest = [d for d in range(tensor.ndim) if d not in (piece.writes[0], piece.reads[0])]
+    out = tensor.permute(piece.writes[0], piece.reads[0], *rest)
+    return out.reshape(out.shape[0], out.shape[1], -1)
+
+
+def concat(arrays: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Arrays end to end."""
+    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)

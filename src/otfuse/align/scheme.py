@@ -1,0 +1,98 @@
+"""What a scheme has to measure, and the schemes by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from otfuse.align.otfusion import OTFusionWalk, magnitude_key, needed_nodes
+from otfuse.align.residual import junction_terms, stored_magnitude
+from otfuse.core.alignment import Alignment
+from otfuse.errors import DataError
+from otfuse.measure.observe import RowFilter
+from otfuse.measure.probe import absolute_means, pair_moments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from otfuse.align.pair import Pair
+    from otfuse.core.dataset import Dataset
+    from otfuse.core.recipe import OTFusion, Recipe
+    from otfuse.measure.moments import Moments, Transform
+
+__all__ = ["Measured", "align", "measure", "needs_data"]
+
+_WEIGHED = ("scalar", "matrix")
+
+
+class Measured:
+    """What was measured of a pair: moments by node, and magnitudes of what junctions add."""
+
+    def __init__(self, moments: dict[int, Moments] | None, magnitudes: dict[int, torch.Tensor]) -> None:
+        self.moments, self.magnitudes = moments, magnitudes
+
+
+def needs_data(recipe: Recipe) -> bool:
+    """Whether the recipe compares or weighs activations, or chooses by unlabelled inputs."""
+    o = recipe.otfusion
+    return recipe.scheme == "otfusion" and (
+        o.features == "activations" or o.residual in _WEIGHED or (o.solver == "sinkhorn" and o.regulariser == "auto")
+    )
+
+
+def measure(
+    pair: Pair, recipe: Recipe, data: Dataset | None, progress: Callable[[int, int], None] | None = None
+) -> Measured:
+    """One or two passes of both models over the probe inputs; nothing if the recipe needs none."""
+    options = recipe.otfusion
+    weighed, activations = options.residual in _WEIGHED, options.features == "activations"
+    if recipe.scheme != "otfusion" or not (weighed or activations):
+        return Measured(None, {})
+    if data is None:
+        raise DataError(
+            "this recipe compares activations and no data was given: give unlabelled inputs (--data), or use a recipe "
+            "that compares weights (otfusion-wts)"
+        )
+    keep = RowFilter(options.tokens, options.unread)
+    keep.require(pair.anchor.graph)
+    terms = _terms(pair) if weighed else {}
+    nodes = needed_nodes(pair) if activations else []
+    nodes = sorted({*nodes, *(i for parts in terms.values() for i in parts)})
+    moments = pair_moments(pair.anchor, pair.source, data, nodes, keep, progress)
+    return Measured(moments, _magnitudes(pair, options, terms, moments, data, keep) if weighed else {})
+
+
+def align(pair: Pair, recipe: Recipe, measured: Measured, regulariser: float) -> Alignment:
+    """The maps of one source."""
+    if recipe.scheme == "average":
+        return Alignment()
+    return OTFusionWalk(pair, recipe.otfusion, regulariser, measured.moments, measured.magnitudes).run()
+
+
+def _terms(pair: Pair) -> dict[tuple[int, int], list[int]]:
+    """Terms of junction parts that are observed."""
+    return {
+        key: parts for key, parts in junction_terms(pair).items() if all(pair.observed(i) for i in parts)
+    }
+
+
+def _magnitudes(
+    pair: Pair,
+    options: OTFusion,
+    terms: dict[tuple[int, int], list[int]],
+    moments: dict[int, Moments],
+    data: Dataset,
+    keep: RowFilter,
+) -> dict[int, torch.Tensor]:
+    transform: Transform = "standardize" if options.transform == "unit" else options.transform
+    affine = {i: moments[i].anchor_affine(transform) for parts in terms.values() for i in parts}
+    wanted = {magnitude_key(*key): [(i, affine[i]) for i in parts] for key, parts in terms.items()}
+    at = {magnitude_key(*key): key[0] for key in terms}
+    found = absolute_means(pair.anchor, data, wanted, keep, at)
+    for (junction, part), parts in junction_terms(pair).items():
+        if (junction, part) not in terms and not pair.observed(parts[0]):
+            found[magnitude_key(junction, part)] = stored_magnitude(pair, parts[0])
+    return found
+
+
