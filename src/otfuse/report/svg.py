@@ -62,7 +62,7 @@ class _Drawing:
             x += 30 + reach * LANE + BOX[0] / 2
             spines.append(x)
             x += BOX[0] / 2 + 70
-        width = max(x + EDGE, 860.0)
+        width = max(x + EDGE, 960.0)
         return cls(
             graph, layout, tuple(spines), (width, layout.rows * ROW + 2 * EDGE + 40), {s.id: s for s in graph.spaces}
         )
@@ -225,6 +225,8 @@ def _marked(space: Space) -> str:
 def _short(node: FlowNode) -> str:
     """The end of the module's name that fits the box."""
     name = re.sub(r"^.*?\d+\.", "", node.name) or str(node.kind)
+    if re.search(r"(^|\.)\d+$", name):  # the block itself holds it: the number says nothing
+        name = str(node.kind)
     while len(name) > 17 and "." in name:
         name = name.partition(".")[2]
     return name if len(name) <= 17 else f"{name[:16]}\u2026"
