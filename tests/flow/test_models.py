@@ -7,9 +7,11 @@ import re
 from collections import Counter
 
 import pytest
+import torch
 
 import otfuse
-from otfuse.core.space import Group
+from otfuse.core.graph import NodeKind
+from otfuse.core.space import Group, Role
 from otfuse.testing import adversarial, order
 from otfuse.testing.examples import EXAMPLES
 from otfuse.testing.law import EXACT, MOVED, Bench, derangements, moves
@@ -125,6 +127,59 @@ def test_nothing_is_pinned_that_could_move(name):
         given = any(word in (space.pinned or "") for word in ("input", "output", "lookup"))
         if space.pinned and separate and not given:
             assert seat.change(moves([space])) > MOVED, f"{space.name} is pinned ({space.pinned}) but free"
+
+
+def truth(module, leaf):
+    """Role of axis 0 and axis 1 of a module's own tensor, from what its class is known to compute."""
+    kind = type(module).__name__
+    if leaf == "bias":
+        return [Role.PRODUCES]
+    if (
+        isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.Conv1d)
+        and module.__dict__.get("groups", 1) == 1
+    ):
+        return [Role.PRODUCES, Role.CONSUMES]
+    if kind == "Conv1D":
+        return [Role.CONSUMES, Role.PRODUCES]
+    if isinstance(module, torch.nn.Embedding):
+        return [None, Role.PRODUCES]
+    return [Role.SCALES] if "Norm" in kind and leaf == "weight" else [None, None]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_roles_are_what_the_modules_compute(name):
+    model, graph, seen = built(name)[0], checked(name).graph, 0
+    tied = {first for other, first in graph.ties.items() if other != first}
+    for space in graph.free:
+        for member in space.members:
+            owner, _, leaf = member.tensor.rpartition(".")
+            roles = truth(model.get_submodule(owner), leaf)
+            if member.tensor not in tied and member.axis < len(roles) and roles[member.axis] is not None:
+                seen += 1
+                assert member.role is roles[member.axis], f"{member.tensor} axis {member.axis}: {member.role}"
+    assert seen > 1
+
+
+@pytest.mark.parametrize(
+    "name", ["hf_vit", "bert", "gpt2", "llama_gqa", "t5", "mixtral", "plain_vit", "resnet", "modernbert"]
+)
+def test_a_linear_node_writes_spaces_of_its_own_tensors(name):
+    graph, seen = checked(name).graph, 0
+    for node in graph.nodes:
+        if node.kind is NodeKind.LINEAR:
+            own = {piece.tensor for piece in node.pieces if piece.writes}
+            for space in map(graph.space, node.written_spaces):
+                seen += 1
+                assert own & {member.tensor for member in space.members}, f"{node.name} cannot write {space.id}"
+    assert seen > 1
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "bert", "gpt2", "llama_gqa", "t5", "plain_vit", "vit_bert"])
+def test_streams_and_heads_are_called_so(name):
+    kinds = Counter(space.kind for space in checked(name).graph.free)
+    assert kinds["stream"] >= 1
+    assert kinds["heads"] >= 2
+    assert kinds["value-output"] >= 2
 
 
 def test_the_checker_can_fail():
