@@ -113,3 +113,14 @@ def test_json_of_the_module_form():
         [sys.executable, "-m", "otfuse.cli", "recipes", "--json"], capture_output=True, text=True, check=True
     )
     assert "vanilla" in json.loads(ran.stdout)["recipes"]
+
+
+def test_a_polite_kill_is_an_interruption():
+    code = (
+        "import os, signal; from otfuse.core import recipe; from otfuse import cli\n"
+        "recipe.names = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "cli.main(['recipes'])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (130, "")
+    assert ran.stderr == "otfuse: interrupted, nothing was written\n"
