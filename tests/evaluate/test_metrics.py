@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from otfuse.core.dataset import Dataset
-from otfuse.errors import DataError, DeviceError
+from otfuse.errors import DataError, DeviceError, UsageError
 from otfuse.evaluate.metrics import evaluate, evaluate_ensemble
 from otfuse.evaluate.run import logits_of
 from otfuse.evaluate.task import IGNORE, Kind, derive
@@ -318,6 +318,7 @@ def test_bad_input_is_one_sentence():
     refuse(classifier(), Dataset({"x": floats * np.nan}, np.array([0, 1])), r"not numbers \(nan\)")
     refuse(classifier(), Dataset({"x": floats}, np.full(2, IGNORE)), "nothing to predict")
     refuse(classifier(), points(), r"device 'tpu9' does not exist", DeviceError, device="tpu9")
+    refuse(classifier(), points(), "batch size 0: give a whole number", UsageError, batch_size=0)
     pairs = Dataset({"left": floats, "rigth": floats}, np.array([0, 1]))
     refuse(Two(), pairs, r"array 'rigth' is not an input of Two; did you mean 'right'\? its inputs are: left, right")
     refuse(causal(), Dataset({"tokens": TOKENS}), r"array 'tokens' is not an input of GPT2LMHeadModel; .*input_ids")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from otfuse.core.dataset import Dataset
-from otfuse.errors import DataError
+from otfuse.errors import DataError, UsageError
 from otfuse.evaluate.run import evaluating, find_device
 from otfuse.evaluate.task import Task, derive, perplexity
 
@@ -68,6 +68,8 @@ def evaluate_ensemble(
     special_ids: Collection[int] = (),
 ) -> Score:
     """As :func:`evaluate` for the mean of the models' output distributions: loss is minus the log of that mean."""
+    if batch_size < 1:
+        raise UsageError(f"batch size {batch_size}: give a whole number of examples, one or more")
     where = find_device(device)
     with evaluating(list(models), where):
         tasks = [derive(m, data, mask_token_id=mask_token_id, special_ids=special_ids, seed=seed) for m in models]

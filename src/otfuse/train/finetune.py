@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import nn
 
@@ -74,16 +75,12 @@ def finetune(
     """
     began = time.perf_counter()
     tokens: dict[str, Any] = {"mask_token_id": mask_token_id, "special_ids": tuple(special_ids), "seed": options.seed}
-    task = derive(model, data, **tokens)
-    for part in (data, validation):
-        if part is not None:
-            _check_labels(derive(model, part, **tokens), part)
+    task = _checked_task(model, data, **tokens)
+    if validation is not None:
+        _checked_task(model, validation, **tokens)
     accelerator = start(options)
     run = fingerprint(model, data, options, [mask_token_id, sorted(special_ids)]) if out is not None else {}
-    progress = Progress.beside(out) if out is not None else None
-    if progress is not None and restart and accelerator.is_main_process:
-        progress.remove()
-    accelerator.wait_for_everyone()
+    progress = _progress(out, accelerator, restart=restart)
     worker = Worker(model, task, options, accelerator)
     with _tidy(progress if accelerator.is_main_process else None):
         done, loss = _train(worker, data, progress, run, on_step)
@@ -149,8 +146,18 @@ def _order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
     return np.argsort(stream(seed, "order", epoch).random(examples), kind="stable")
 
 
-def _check_labels(task: Task, data: Dataset) -> None:
-    """A label that is no class is an error now, and not hours later."""
+def _checked_task(model: nn.Module, data: Dataset, **tokens: Any) -> Task:
+    """What the model predicts; a label that is no class is an error now, and not hours later."""
+    task = derive(model, data, **tokens)
     if data.labels is not None and task.mask_token_id is None:
         for first in range(0, data.size, 1024):
             task.batch(data, np.arange(first, min(first + 1024, data.size)))
+    return task
+
+
+def _progress(out: Path | None, accelerator: Accelerator, *, restart: bool) -> Progress | None:
+    progress = None if out is None else Progress.beside(out)
+    if progress is not None and restart and accelerator.is_main_process:
+        progress.remove()
+    accelerator.wait_for_everyone()
+    return progress
