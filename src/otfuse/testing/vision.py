@@ -116,6 +116,7 @@ EXAMPLES = (
         ),
         lambda: {"input_values": normal(2, 200)},
         "1x3 1x8/3 2x4 4x6/4 2x36 1x10 1x14",
+        from_config=True,
         note="a wave through convolutions; a grouped, weight-normalised convolution splits the stream into 3 groups of 8",
     ),
     Example(
@@ -123,6 +124,7 @@ EXAMPLES = (
         from_config("CLIPModel", **_sides()),
         _pictures_and_text,
         "1x20 2x4 4x5/4 2x28 1x24 2x4 4x6/4 2x36 1x9",
+        from_config=True,
         note="two streams that meet in one projection",
     ),
 )
