@@ -75,7 +75,7 @@ def command(
             batch_size=batch_size,
             progress=progress,
         )
-    if dry_run:
+    if result.report is None:  # a dry run
         _print_plan(result, as_json=as_json)
     elif as_json:
         output.emit({"out": result.out} | result.report.to_dict())

@@ -73,9 +73,9 @@ def as_object(graph: FlowGraph, verification: Any) -> dict[str, Any]:
 
 
 def _draw(graph: FlowGraph, file: Path) -> None:
-    from otfuse.report import svg
+    from otfuse.report.svg import draw
 
     try:
-        file.write_text(svg.draw(graph), encoding="utf-8")
+        file.write_text(draw(graph), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"--svg {file}: cannot be written ({error.strerror}); choose another file") from None

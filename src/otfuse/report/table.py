@@ -54,7 +54,7 @@ def fused(report: Mapping[str, Any]) -> list[RenderableType]:
     stages.add_row("together", f"{sum(s['seconds'] for s in report['stages']):.2f}", "")
     parts: list[RenderableType] = [stages]
     if report["solved"]:
-        parts.insert(0, _solved(report["solved"]))
+        parts[:0] = [_solved(report["solved"]), Text()]
     loose = [s for s in report["solved"] if not s["converged"]]
     if loose:
         parts.append(
@@ -78,7 +78,8 @@ def plan(
     for row in fold(problems, lambda p: p[0], lambda p: p[1:]):
         _, anchor, source, method = problems[row.indices[0]]
         solves.add_row(fit(row.name), _times(row.count), f"{anchor} x {source}", method)
-    return [units, solves, Text(f"Expected memory: {memory_mib:.0f} MiB.")]
+    memory = f"{memory_mib:.1f}" if memory_mib < 10 else f"{memory_mib:,.0f}"
+    return [units, Text(), solves, Text(), Text(f"Expected memory beyond the models: {memory} MiB.")]
 
 
 def evaluated(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
