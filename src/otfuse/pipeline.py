@@ -2,43 +2,250 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from otfuse.flow.derive import derive
-from otfuse.flow.verify import SpaceTrial, Verification, verify_graph
-from otfuse.program.export import Program, export
+import torch
+from torch import nn
+
+from otfuse.align.plan import Plan, plan
+from otfuse.core import recipe as recipes
+from otfuse.core.report import Report
+from otfuse.evaluate.metrics import evaluate, evaluate_ensemble
+from otfuse.evaluate.run import find_device
+from otfuse.flow.verify import Verification, verify_graph
+from otfuse.fusion.job import Job
+from otfuse.fusion.sides import traced
+from otfuse.io import given, writer
+from otfuse.io.card import fusion_json, model_card
+from otfuse.measure.clock import Clock
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable, Mapping, Sequence
 
+    from otfuse.core.dataset import Dataset
     from otfuse.core.graph import FlowGraph
+    from otfuse.core.recipe import Recipe
+    from otfuse.evaluate.metrics import Score
     from otfuse.program.inputs import Inputs
 
+    Progress = Callable[[str, int, int], None]
 
-def trace(model: nn.Module | str, example_inputs: Inputs | None = None) -> FlowGraph:
+DEFAULT_RECIPE = "otfusion-wts"  # needs no data; `aligned` takes its place when it exists
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fused:
+    """``model``: a module of the anchor's class; ``maps``: by space id, of the first source (``all_maps``: of every
+    source); ``report``: what was done and what it cost."""
+
+    model: nn.Module
+    report: Report
+    all_maps: tuple[Mapping[str, torch.Tensor], ...] = ()
+
+    @property
+    def maps(self) -> Mapping[str, torch.Tensor]:
+        """Maps of the first source by space id, ``[anchor, source]``."""
+        return self.all_maps[0] if self.all_maps else {}
+
+
+def trace(model: nn.Module | str | Path, example_inputs: Inputs | None = None) -> FlowGraph:
     """The flow graph of a module or checkpoint; inputs are made from a Hugging Face config when None."""
-    return _traced(_module(model), example_inputs)[1]
+    return traced(given.module(model), example_inputs).graph
 
 
-def verify(model: nn.Module | str, example_inputs: Inputs | None = None, seed: int = 0) -> Verification:
+def verify(model: nn.Module | str | Path, example_inputs: Inputs | None = None, seed: int = 0) -> Verification:
     """The gate (design.md 3.1): ``.error`` and ``.control`` are relative output changes, ``.graph`` the flow graph."""
-    module = _module(model)
-    program, graph = _traced(module, example_inputs)
-    return verify_graph(module, program, graph, seed=seed)
+    module = given.module(model)
+    side = traced(module, example_inputs)
+    return verify_graph(module, side.program, side.graph, seed=seed)
 
 
-def _traced(module: nn.Module, example_inputs: Inputs | None) -> tuple[Program, FlowGraph]:
-    program = export(module, example_inputs)
-    return program, derive(program, holds=SpaceTrial(module, program))
+def fuse(
+    models: Sequence[nn.Module | str | Path],
+    recipe: str | Path | Mapping[str, Any] | Recipe = DEFAULT_RECIPE,
+    data: str | Path | Mapping[str, Any] | Dataset | None = None,
+    example_inputs: Inputs | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    *,
+    verify: bool = True,
+    batch_size: int = 32,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Fused:
+    """One model from several, anchor first.
+
+    ``models`` are modules or checkpoint folders (never changed); ``data`` a path or a dict of arrays named as the
+    model's inputs, unlabelled; ``options`` dotted keys laid over the recipe (``{"otfusion.solver": "emd"}``).
+    Raises a subclass of OtfuseError with one sentence for everything that the caller can mend.
+    """
+    clock = Clock()
+    checked = recipes.read(recipe, dict(options or {}) | ({} if seed is None else {"seed": seed}))
+    with clock.stage("load"):
+        loaded = given.load(models, device=device)
+        inputs = given.dataset(data, loaded) if data is not None else None
+    job = Job(loaded.modules, loaded.names, checked, inputs, example_inputs, batch_size, clock, progress)
+    tensors, alignments, gate = job.run(verify=verify)
+    with clock.stage("assemble"):
+        model = assembled(loaded.modules[0], tensors)
+    solved = tuple(s for a in alignments for s in a.solved)
+    report = Report(job.recipe, tuple(clock.stages), solved, loaded.infos(), gate, job.notes(alignments))
+    return Fused(model, report, tuple(a.maps for a in alignments))
 
 
-def _module(model: nn.Module | str) -> nn.Module:
-    if isinstance(model, str):
-        from otfuse.io.checkpoint import load_model, open_checkpoint
+def assembled(anchor: nn.Module, tensors: Mapping[str, torch.Tensor], *, in_place: bool = False) -> nn.Module:
+    """The anchor (or a copy of it) that holds these tensors, in the anchor's own types."""
+    model = anchor if in_place else copy.deepcopy(anchor)
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor.to(own[name].dtype))
+    return model.eval()
 
-        return load_model(open_checkpoint(model))
-    return model
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inspection:
+    """A flow graph, and the figures of the gate if they were asked for."""
+
+    graph: FlowGraph
+    verification: Verification | None
 
 
-def fuse() -> None:
-    raise NotImplementedError
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What ``otfuse fuse`` did: its report (None on a dry run), its plan, and the folder written (None on a dry run)."""
+
+    report: Report | None
+    plan: Plan
+    out: Path | None
+
+
+def inspect(
+    model: str,
+    *,
+    verify: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Inspection:
+    """The flow graph of a checkpoint, and the gate on it."""
+    loaded = given.load([model], allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    side = traced(loaded.modules[0], None)
+    if progress is not None:
+        progress("trace", 1, 1)
+    found = verify_graph(loaded.modules[0], side.program, side.graph, seed=seed) if verify else None
+    return Inspection(side.graph, found)
+
+
+def fuse_checkpoints(
+    anchor: str,
+    sources: Sequence[str],
+    out: Path | None,
+    *,
+    recipe: Recipe,
+    data: str | None = None,
+    device: str = "cpu",
+    verify: bool = True,
+    dtype: str | None = None,
+    shard_size: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Result:
+    """From checkpoint folders to a checkpoint folder; ``out`` None plans and writes nothing."""
+    clock, kind = Clock(), writer.floating(dtype)
+    if out is not None:
+        writer.check_target(out)
+        writer.check_shard_size(shard_size)
+    with clock.stage("load"):
+        find_device(device)
+        loaded = given.load(
+            [anchor, *sources], device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+        )
+        inputs = given.dataset(data, loaded) if data is not None else None
+    job = Job(loaded.modules, loaded.names, recipe, inputs, None, batch_size, clock, progress)
+    if out is None:
+        return Result(None, plan(job.pairs(), recipe), None)
+    tensors, alignments, gate = job.run(verify=verify)
+    planned = plan(job.pairs(), recipe)
+    with clock.stage("write"):
+        model = assembled(loaded.modules[0], tensors, in_place=True)
+        infos, solved = loaded.infos(), tuple(s for a in alignments for s in a.solved)
+        report = Report(recipe, tuple(clock.stages), solved, infos, gate, job.notes(alignments))
+        card = model_card(anchor=infos[0], sources=infos[1:], recipe_yaml=recipe.to_yaml(), gate=gate)
+        files = {"README.md": card, "fusion.json": fusion_json(report)}
+        writer.write_checkpoint(out, model, loaded.checkpoints[0], dtype=kind, shard_size=shard_size, files=files)
+    return Result(Report(recipe, tuple(clock.stages), solved, infos, gate, report.notes), planned, out)
+
+
+def evaluate_checkpoints(
+    models: Sequence[str],
+    data: str,
+    *,
+    ensemble: bool = False,
+    batch_size: int = 32,
+    device: str = "cpu",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Scores of models and, last, of their ensemble."""
+    find_device(device)
+    loaded = given.load(models, device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    examples = given.dataset(data, loaded)
+    words = given.special_tokens(loaded)
+    rows = []
+    for done, (name, module) in enumerate(zip(loaded.names, loaded.modules, strict=True)):
+        rows.append({"model": name} | score_row(evaluate(module, examples, batch_size=batch_size, device=device, **words)))
+        if progress is not None:
+            progress("evaluate", done + 1, len(models))
+    if ensemble:
+        score = evaluate_ensemble(loaded.modules, examples, batch_size=batch_size, device=device, **words)
+        rows.append({"model": "ensemble"} | score_row(score))
+    return rows
+
+
+def finetune_checkpoint(
+    model: str,
+    data: str,
+    out: Path,
+    options: Mapping[str, Any],
+    *,
+    progress: Progress | None = None,
+    restart: bool = False,
+) -> dict[str, Any]:
+    """Train a checkpoint further and write the result; a run that was cut off goes on."""
+    from otfuse.train.finetune import finetune
+    from otfuse.train.options import FinetuneOptions
+
+    checked = FinetuneOptions(**options)
+    writer.check_target(out)
+    loaded = given.load([model])
+    examples = given.dataset(data, loaded)
+    tell = progress or (lambda _stage, _done, _total: None)
+    trained = finetune(
+        loaded.modules[0],
+        examples,
+        options=checked,
+        out=out,
+        on_step=lambda step, steps, _loss: tell("finetune", step, steps),
+        restart=restart,
+        **given.special_tokens(loaded),
+    )
+    if trained.is_main:
+        writer.write_checkpoint(out, trained.model, loaded.checkpoints[0])
+    trained.finish()
+    return {"model": model, "out": str(out), "steps": trained.steps, "examples": trained.examples, "loss": trained.loss}
+
+
+def score_row(score: Score) -> dict[str, Any]:
+    """A score as a row of ``eval --json``: accuracy or perplexity, whichever the task has."""
+    row: dict[str, Any] = {"examples": score.examples, "loss": score.loss}
+    if score.accuracy is not None:
+        return row | {"accuracy": score.accuracy}
+    return row | {"perplexity": score.perplexity}

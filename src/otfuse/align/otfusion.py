@@ -62,7 +62,12 @@ class OTFusionWalk:
         kept = classifier_tensors(self.pair) if self._kept else frozenset[str]()
         carries = carrier.all(skip=kept, latest=self._latest)
         maps = {name: found.writes.float() for name, found in self._latest.items()}
-        return Alignment(carries, maps, tuple(self._solved), carrier.notes, kept)
+        return Alignment(carries, maps, tuple(self._solved), carrier.notes, kept | self._incomparable())
+
+    def _incomparable(self) -> frozenset[str]:
+        """Tensors that no prediction reads and whose shapes differ: nothing tells what they hold."""
+        ours, theirs = self.pair.anchor.graph, self.pair.source.graph
+        return frozenset(name for name in ours.unread if ours.shapes[name] != theirs.shapes[name])
 
     # -- maps --------------------------------------------------------------------------------------------------------
     def map_of(self, index: int) -> UnitMap | None:

@@ -32,6 +32,8 @@ def require_match(anchor: FlowGraph, source: FlowGraph, names: tuple[str, str]) 
     free = {(m.tensor, m.axis) for space in anchor.spaces if space.pinned is None for m in space.members}
     free |= {(m.tensor, m.axis) for space in source.spaces if space.pinned is None for m in space.members}
     for name, shape in anchor.shapes.items():
+        if name in anchor.unread:
+            continue
         first = anchor.ties.get(name, name)
         for axis, (n, m) in enumerate(zip(shape, source.shapes[name], strict=True)):
             if n != m and (first, axis) not in free:

@@ -57,6 +57,14 @@ def check_target(out: Path, *, overwrite: bool = False, need: int = 0) -> None:
         )
 
 
+def floating(name: str | None) -> torch.dtype | None:
+    """The floating type of that name, None for None; UsageError otherwise."""
+    kinds = {str(kind).removeprefix("torch."): kind for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+    if name is not None and name not in kinds:
+        raise UsageError(f"--dtype {name}: no such floating type; allowed: {', '.join(kinds)}")
+    return kinds[name] if name is not None else None
+
+
 def check_shard_size(size: str | None) -> None:
     """Refuse anything but None or a size such as ``5GB``; raises :class:`UsageError`."""
     if size is not None and not _SHARD_SIZE.fullmatch(size):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Transform = Literal["standardize", "center", "normalize", "none"]
 
 _EXACT = 1 << 26  # up to so many products a batch is multiplied in float64: milliseconds, and exact to rounding
+_FLAT_AT_MOST = 1 << 24  # values of constant units that are worth writing out
 _CHUNK = 4096  # rows per float32 product: bounds its rounding and its memory
 
 
@@ -248,7 +249,22 @@ def _affine(transform: Transform, rows: int, mean: torch.Tensor, square: torch.T
     if rows < 2:
         msg = "moments: one row has no deviation to standardise by; use more probe inputs or another transform"
         raise DataError(msg)
-    return Affine(mean, (square / (rows - 1)).sqrt_() + 1e-9)
+    shift, scale = mean, (square / (rows - 1)).sqrt_() + 1e-9
+    flat = square == 0
+    if flat.any() and rows * len(mean) <= _FLAT_AT_MOST:
+        shift, scale = (torch.where(flat, noise, exact) for noise, exact in zip(_rounding(mean, rows), (shift, scale), strict=True))
+    return Affine(shift, scale)
+
+
+def _rounding(mean: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float32 mean and deviation of constants, rounding errors included.
+
+    The published code divides the one by the other: a unit that is constant (what the class token asks in the first
+    block) is compared by the sign of its rounding error. It means nothing, but parity with the published figures needs
+    it, and any other answer would be as arbitrary.
+    """
+    constants = mean.float().expand(rows, -1).contiguous()
+    return constants.mean(0).double(), constants.std(0).double() + 1e-9
 
 
 def _column_sums(values: torch.Tensor) -> torch.Tensor:

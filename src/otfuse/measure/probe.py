@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from otfuse.errors import DataError
 from otfuse.measure.moments import AbsoluteMean, Moments, PairMoments
 from otfuse.program.run import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from torch import nn
+
     from otfuse.core.dataset import Dataset
-    from otfuse.core.graph import FlowGraph
+    from otfuse.core.graph import FlowGraph, Observation
     from otfuse.measure.moments import Affine
     from otfuse.measure.observe import RowFilter
     from otfuse.program.export import Program
@@ -46,7 +50,7 @@ def pair_moments(
     Both programs advance together, so that at any time only the values between two of them exist.
     """
     sums: dict[int, PairMoments] = {}
-    for share, batch in _batches(anchor.program, data, progress):
+    for share, batch in probe_batches(anchor.program, data, progress):
         for index, values in _side_by_side(anchor, source, batch, nodes):
             rows = [
                 keep.rows(value, observation, share).cpu()
@@ -70,7 +74,7 @@ def absolute_means(
     sums = {key: AbsoluteMean([affine for _, affine in parts]) for key, parts in terms.items()}
     wanted = {index for parts in terms.values() for index, _ in parts}
     runner = Runner(anchor.program)
-    for share, batch in _batches(anchor.program, data, None):
+    for share, batch in probe_batches(anchor.program, data):
         names = _names(anchor, sorted(wanted))
         held: dict[int, torch.Tensor] = {}
         for name, value in runner.watch(anchor.weights, batch, frozenset(names)):
@@ -85,7 +89,7 @@ def absolute_means(
     return {key: total.value for key, total in sums.items()}
 
 
-def _seen(side: Side, index: int):  # noqa: ANN202
+def _seen(side: Side, index: int) -> Observation:
     observation = side.graph.nodes[index].observation
     assert observation is not None, side.graph.nodes[index].name  # noqa: S101  # the caller asks for observed nodes
     return observation
@@ -116,8 +120,8 @@ def _side_by_side(
             yield index, (waiting.pop(index), early.pop(index))
 
 
-def _batches(
-    program: Program, data: Dataset, progress: Callable[[int, int], None] | None
+def probe_batches(
+    program: Program, data: Dataset, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[tuple[float, Inputs]]:
     """Batches of the program's own size; the last is filled up, and ``share`` of it is real."""
     size = batch_size(program)
@@ -142,3 +146,16 @@ def as_inputs(program: Program, batch: Dataset) -> Inputs:
     if isinstance(program.inputs, tuple):
         return tuple(tensors.values())
     return {name: tensors.get(name, value) for name, value in program.inputs.items()}
+
+
+def first_batch(model: nn.Module, data: Dataset, size: int) -> Inputs:
+    """The first examples as inputs to trace with: by keyword if forward names them, else by position."""
+    names = inspect.signature(model.forward).parameters
+    batch = data.take(slice(0, min(size, data.size)))
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.inputs.items()}
+    if all(name in names for name in tensors):
+        return tensors
+    if len(tensors) == 1:
+        return tuple(tensors.values())
+    odd = next(name for name in tensors if name not in names)
+    raise DataError(f"data: {type(model).__name__} has no input {odd!r}; name the arrays as its forward does: {', '.join(names)}")

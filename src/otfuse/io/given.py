@@ -1,0 +1,120 @@
+"""What the caller gives: modules or checkpoint folders, arrays or files."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from otfuse.core.dataset import Dataset
+from otfuse.core.report import SourceInfo
+from otfuse.errors import UsageError
+from otfuse.io.checkpoint import Checkpoint, load_model, open_checkpoint
+from otfuse.io.data import from_arrays, load_data
+from otfuse.io.quiet import quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Model = nn.Module | str | Path
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """``modules`` to work with, anchor first; ``checkpoints`` they came from (None for modules given as such)."""
+
+    modules: tuple[nn.Module, ...]
+    names: tuple[str, ...]
+    checkpoints: tuple[Checkpoint | None, ...]
+
+    def infos(self) -> tuple[SourceInfo, ...]:
+        """Names and hashes for the report."""
+        return tuple(
+            SourceInfo(name, checkpoint.hash if checkpoint is not None else tensors_hash(module))
+            for name, checkpoint, module in zip(self.names, self.checkpoints, self.modules, strict=True)
+        )
+
+
+def module(model: Model) -> nn.Module:
+    """A module, loaded in float32 if a folder was given."""
+    return load([model]).modules[0]
+
+
+def load(
+    models: Sequence[Model], *, device: str = "cpu", allow_pickle: bool = False, trust_remote_code: bool = False
+) -> Loaded:
+    """All models; folders are opened and checked before the first is loaded."""
+    opened: list[Checkpoint | None] = []
+    for model in models:
+        if isinstance(model, nn.Module):
+            opened.append(None)
+        elif isinstance(model, (str, Path)):
+            opened.append(open_checkpoint(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code))
+        else:
+            raise UsageError(f"a model is an nn.Module or the path of a checkpoint folder, not a {type(model).__name__}")
+    modules, names = [], []
+    for i, (model, checkpoint) in enumerate(zip(models, opened, strict=True)):
+        if isinstance(model, nn.Module):
+            modules.append(model)
+            names.append(f"{type(model).__name__} {i}")
+        elif checkpoint is not None:
+            modules.append(load_model(checkpoint, device=device, dtype=torch.float32))
+            names.append(checkpoint.name)
+    return Loaded(tuple(modules), tuple(names), tuple(opened))
+
+
+def dataset(
+    data: str | Path | Mapping[str, Any] | Dataset, loaded: Loaded, *, require_labels: bool = False
+) -> Dataset:
+    """The data, checked against the first model."""
+    if isinstance(data, Dataset):
+        return data
+    model, checkpoint = loaded.modules[0], loaded.checkpoints[0]
+    names, config = input_names(model), settings(model, checkpoint)
+    if isinstance(data, Mapping):
+        return from_arrays(data, input_names=names or list(data), config=config, require_labels=require_labels)
+    folder = checkpoint.folder if checkpoint is not None else None
+    return load_data(data, input_names=names, config=config, folder=folder, require_labels=require_labels)
+
+
+def input_names(model: nn.Module) -> list[str]:
+    """Inputs by the names that ``forward`` gives them."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds]
+
+
+def settings(model: nn.Module, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """The model's configuration as plain values."""
+    config = getattr(model, "config", None)
+    if hasattr(config, "to_dict"):
+        return dict(config.to_dict())
+    return checkpoint.config if checkpoint is not None else {}
+
+
+def tensors_hash(model: nn.Module) -> str:
+    """SHA-256 (hex) over names and values of all stored tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def special_tokens(loaded: Loaded) -> dict[str, Any]:
+    """``mask_token_id`` and ``special_ids`` of the first checkpoint's tokenizer, nothing without one."""
+    checkpoint = loaded.checkpoints[0]
+    if checkpoint is None or not any((checkpoint.folder / name).is_file() for name in _TOKENIZER):
+        return {}
+    from transformers import AutoTokenizer
+
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+    return {"mask_token_id": tokenizer.mask_token_id, "special_ids": tuple(tokenizer.all_special_ids)}
