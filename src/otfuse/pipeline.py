@@ -39,7 +39,8 @@ DEFAULT_RECIPE = "otfusion-wts"  # needs no data; `aligned` takes its place when
 @dataclass(frozen=True, slots=True, eq=False)
 class Fused:
     """``model``: a module of the anchor's class; ``maps``: by space id, of the first source (``all_maps``: of every
-    source); ``report``: what was done and what it cost."""
+    source); ``report``: what was done and what it cost.
+    """
 
     model: nn.Module
     report: Report
@@ -201,7 +202,9 @@ def evaluate_checkpoints(
     words = given.special_tokens(loaded)
     rows = []
     for done, (name, module) in enumerate(zip(loaded.names, loaded.modules, strict=True)):
-        rows.append({"model": name} | score_row(evaluate(module, examples, batch_size=batch_size, device=device, **words)))
+        rows.append(
+            {"model": name} | score_row(evaluate(module, examples, batch_size=batch_size, device=device, **words))
+        )
         if progress is not None:
             progress("evaluate", done + 1, len(models))
     if ensemble:

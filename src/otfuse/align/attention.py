@@ -33,6 +33,7 @@ class Layout:
     query: NDArray[np.int64]
     key: NDArray[np.int64]
     value: NDArray[np.int64]
+    heads: NDArray[np.int64]  # [groups, per group]: the number of every query head
 
 
 class Heads:
@@ -41,13 +42,14 @@ class Heads:
     def __init__(self, walk: OTFusionWalk) -> None:
         self._walk, self._maps = walk, dict[int, UnitMap]()
         self._of: dict[int, int] = {}
+        self._written: dict[int, UnitMap] = {}
         self._outer: dict[str, torch.Tensor] = {}
         pair = walk.pair
         for node in pair.anchor.graph.nodes:
             if node.kind is not NodeKind.ATTENTION:
                 continue
             made = [pair.producer(r.node) for r in node.readings if r.role in ("query", "key", "value")]
-            if len(set(made)) == 3 and all(pair.anchor.graph.nodes[i].kind is NodeKind.LINEAR for i in made):  # noqa: PLR2004
+            if len(set(made)) == 3 and all(pair.anchor.graph.nodes[i].kind is NodeKind.LINEAR for i in made):
                 self._of |= dict.fromkeys(made, node.index)
 
     def covers(self, index: int) -> bool:
@@ -59,6 +61,12 @@ class Heads:
         if index not in self._maps:
             self._solve(self._of[index])
         return self._maps[index]
+
+    def written(self, attention: int) -> UnitMap | None:
+        """The map of what an attention writes, query head by query head; None if it is not covered."""
+        if attention in self._of.values() and attention not in self._written:
+            self._solve(attention)
+        return self._written.get(attention)
 
     def _solve(self, attention: int) -> None:
         walk, pair = self._walk, self._walk.pair
@@ -73,10 +81,12 @@ class Heads:
         shared = next((s for s in node.written_spaces if pair.anchor.graph.space(s).kind == "heads"), node.name)
         if shared not in self._outer:  # heads that several attentions share (one position bias) move together
             self._outer[shared] = walk.couple(f"{node.name} heads", inner.distances()).mass
+            walk.note_space(shared, Coupling(self._outer[shared], 0.0))
         masses = inner.masses(self._outer[shared])
         for role, i in made.items():
             coupling = Coupling(masses[role], float((masses[role] * costs[role]).sum()))
             self._maps[i] = UnitMap.of(coupling, walk.options.unequal)
+        self._written[attention] = UnitMap.of(Coupling(inner.written(masses), 0.0), walk.options.unequal)
 
     def _fixed(self, key: int) -> bool:
         """Whether units inside heads must keep their order: rotary pairs, one gain for all heads."""
@@ -88,7 +98,7 @@ class Heads:
 class _Inner:
     """Matchings inside every pair of heads (or groups) of one attention."""
 
-    def __init__(  # noqa: PLR0913  # one record of what a pair of heads needs
+    def __init__(  # one record of what a pair of heads needs
         self,
         walk: OTFusionWalk,
         costs: dict[str, torch.Tensor],
@@ -98,8 +108,16 @@ class _Inner:
         fixed: bool,
         name: str,
     ) -> None:
-        self._walk, self._costs, self._ours, self._theirs, self._fixed, self._name = walk, costs, ours, theirs, fixed, name
+        self._walk, self._costs, self._ours, self._theirs, self._fixed, self._name = (
+            walk,
+            costs,
+            ours,
+            theirs,
+            fixed,
+            name,
+        )
         groups = len(ours.key), len(theirs.key)
+        self._between: dict[tuple[int, int], torch.Tensor] = {}
         self._pairs = {(g, h): self._match(g, h) for g in range(groups[0]) for h in range(groups[1])}
         self._groups = groups
 
@@ -119,11 +137,25 @@ class _Inner:
                 continue
             _put(masses["key"], self._ours.key[g], self._theirs.key[h], weight * scores)
             _put(masses["value"], self._ours.value[g], self._theirs.value[h], weight * values)
-            queries = self._queries(g, h, scores)
+            queries = self._between[g, h] = self._queries(g, h, scores)
             for r, row in enumerate(self._ours.query[g]):
                 for s, column in enumerate(self._theirs.query[h]):
                     _put(masses["query"], row, column, weight * queries[r, s] * scores)
         return masses
+
+    def written(self, masses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Coupling of what the attention writes, ``(head, unit)`` row-major over the heads of the queries."""
+        ours, theirs = self._ours, self._theirs
+        width = ours.value.shape[1], theirs.value.shape[1]
+        total = torch.zeros(ours.heads.size * width[0], theirs.heads.size * width[1], dtype=torch.float64)
+        for (g, h), queries in self._between.items():
+            values = _sub(masses["value"], ours.value[g], theirs.value[h])
+            for r, row in enumerate(ours.heads[g]):
+                for s, column in enumerate(theirs.heads[h]):
+                    rows = row * width[0] + np.arange(width[0])
+                    columns = column * width[1] + np.arange(width[1])
+                    _put(total, rows, columns, queries[r, s] * values)
+        return total
 
     def _match(self, g: int, h: int) -> tuple[torch.Tensor, torch.Tensor, float]:
         ours, theirs = self._ours, self._theirs
@@ -136,7 +168,8 @@ class _Inner:
 
     def _queries(self, g: int, h: int, scores: torch.Tensor) -> torch.Tensor:
         table = [
-            [(scores * _sub(self._costs["query"], r, s)).sum() for s in self._theirs.query[h]] for r in self._ours.query[g]
+            [(scores * _sub(self._costs["query"], r, s)).sum() for s in self._theirs.query[h]]
+            for r in self._ours.query[g]
         ]
         return self._couple(torch.stack([torch.stack(line) for line in table])).mass
 
@@ -157,7 +190,8 @@ def layout(graph: FlowGraph, node: FlowNode) -> Layout:
     key = units["key"].reshape(-1, query.shape[1])
     key = key[first] if len(key) == node.heads else key
     per_group = np.stack([query[group == g] for g in range(len(first))])
-    return Layout(per_group, key, value[first])
+    heads = np.stack([np.flatnonzero(group == g) for g in range(len(first))])
+    return Layout(per_group, key, value[first], heads)
 
 
 def _down(graph: FlowGraph, index: int, units: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -63,7 +63,7 @@ class Carrier:
 
     def _piece(self, index: int, ours: Piece, theirs: Piece) -> Carry | None:
         found, axes = self._map_of(index), list[AxisMap]()
-        assert ours.writes is not None and theirs.writes is not None  # noqa: S101, PT018  # claimed
+        assert ours.writes is not None and theirs.writes is not None  # noqa: PT018  # claimed
         if found is not None:
             axes.append(_reduced(ours.writes[0], found.writes, ours.writes[1], theirs.writes[1]))
         if ours.reads is not None and theirs.reads is not None:

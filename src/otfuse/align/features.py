@@ -53,7 +53,9 @@ class Features:
             anchor, source = (x / (x.norm(dim=1, keepdim=True) + _TINY) for x in (anchor, source))
         return between(anchor, source, kind=self._options.cost)
 
-    def scaled_cost(self, nodes: Sequence[int], units: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> torch.Tensor:
+    def scaled_cost(
+        self, nodes: Sequence[int], units: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    ) -> torch.Tensor:
         """The cost divided by its scale."""
         return scaled(self.cost(nodes, units), self._options.cost_scale)
 
@@ -63,8 +65,17 @@ class Features:
         return np.arange(anchor.size), np.arange(source.size)
 
     def _compares_activations(self, nodes: Sequence[int]) -> bool:
-        observed = [self._pair.observed(node) for node in nodes]
-        return self._options.features == "activations" and all(observed)
+        if self._options.features != "activations" or not all(self._pair.observed(node) for node in nodes):
+            return False
+        return not all(self._is_constant_lookup(node) for node in nodes)
+
+    def _is_constant_lookup(self, index: int) -> bool:
+        """A table of which the inputs read one row only (one token type): its values tell nothing, its columns do."""
+        if self._moments is None or index not in self._moments or not is_source(self._pair, index):
+            return False
+        found = self._moments[index]
+        flat = bool((found.anchor_square == 0).all()) or bool((found.source_square == 0).all())
+        return flat and self._pair.main_piece(index) is not None
 
     def _from_moments(
         self, nodes: Sequence[int], units: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
@@ -72,7 +83,7 @@ class Features:
         if self._moments is None:
             raise DataError("otfusion.features activations: give data (unlabelled inputs), or use features: weights")
         transform = self._options.transform
-        assert transform != "unit"  # noqa: S101  # the recipe refuses it for activations
+        assert transform != "unit"  # the recipe refuses it for activations
         parts = [self._moments[n].taken(*own) for n, own in zip(nodes, units, strict=True)]
         if len(parts) == 1:
             return parts[0].distance(transform, self._options.cost)
@@ -81,11 +92,15 @@ class Features:
             total = total.stacked(part.transformed(transform))
         return total.distance("none", self._options.cost)
 
-    def _rows(self, index: int, units: tuple[NDArray[np.int64], NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rows(
+        self, index: int, units: tuple[NDArray[np.int64], NDArray[np.int64]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Feature rows of both models; the source's are carried to the anchor's inputs first."""
         which = self._pair.main_piece(index)
         if which is None:
-            raise DataError(f"{self._pair.anchor.graph.nodes[index].name}: has no weights to compare; use features: activations")
+            raise DataError(
+                f"{self._pair.anchor.graph.nodes[index].name}: has no weights to compare; use features: activations"
+            )
         pieces = [node.pieces[which] for node in self._pair.nodes(index)]
         if pieces[0].reads is None or pieces[0].writes is None:
             anchor, source = (

@@ -97,7 +97,9 @@ class OTFusionWalk:
     def _find(self, node: FlowNode, other: FlowNode) -> UnitMap | None:
         if node.kind is NodeKind.OUTPUT:
             return None
-        if node.index in self._kept or (node.kind in (NodeKind.LINEAR, NodeKind.SOURCE) and self.pair.fixed(node.index)):
+        if node.index in self._kept or (
+            node.kind in (NodeKind.LINEAR, NodeKind.SOURCE) and self.pair.fixed(node.index)
+        ):
             require_equal(node.size, other.size, node.name)
             return UnitMap.identity(node.size, other.size)
         if node.kind in (NodeKind.LINEAR, NodeKind.SOURCE):
@@ -107,6 +109,9 @@ class OTFusionWalk:
         if node.kind is NodeKind.CONCAT:
             return block([self._read(node, other, i) for i in range(len(node.readings))])
         if node.kind is NodeKind.ATTENTION:
+            written = self._heads.written(node.index) if self._heads is not None else None
+            if written is not None:
+                return written
             value = next(i for i, r in enumerate(node.readings) if r.role == "value")
             return self._read(node, other, value)
         if node.kind is NodeKind.JUNCTION:
@@ -140,6 +145,10 @@ class OTFusionWalk:
         )  # fmt: skip
         return coupling
 
+    def note_space(self, space_id: str, coupling: Coupling) -> None:
+        """The map of a space that is not what a node writes as a whole, such as heads."""
+        self._latest[space_id] = UnitMap.of(coupling, self.options.unequal)
+
     def _name(self, group: Sequence[int]) -> str:
         return " + ".join(dict.fromkeys(self.pair.anchor.graph.nodes[i].name for i in group))
 
@@ -152,7 +161,9 @@ class OTFusionWalk:
             return UnitMap.identity(node.size, other.size)
         if self.options.residual == "identity":
             return UnitMap.identity(node.size, other.size)
-        weights = junction_weights(self.options.residual, [node.readings[i].role for i in known], self._weighed(node, known))
+        weights = junction_weights(
+            self.options.residual, [node.readings[i].role for i in known], self._weighed(node, known)
+        )
         return mixed(maps, weights)
 
     def _weighed(self, node: FlowNode, parts: Sequence[int]) -> list[torch.Tensor]:
@@ -192,7 +203,8 @@ def classifier_tensors(pair: Pair) -> frozenset[str]:
 
 def kept_units(pair: Pair) -> frozenset[int]:
     """Nodes whose units keep the anchor's order when the classifier is the anchor's: back to the branches of the last
-    junction (facts.md section 1, "Classifier kept from the anchor")."""
+    junction (facts.md section 1, "Classifier kept from the anchor").
+    """
     nodes = pair.anchor.graph.nodes
     todo = [r.node for node in nodes if node.kind is NodeKind.OUTPUT for r in node.readings]
     todo = [r.node for i in todo for r in nodes[i].readings]
@@ -215,4 +227,3 @@ def needed_nodes(pair: Pair) -> list[int]:
         for node in pair.anchor.graph.nodes
         if node.kind in (NodeKind.LINEAR, NodeKind.SOURCE) and pair.observed(node.index) and not pair.fixed(node.index)
     ]
-

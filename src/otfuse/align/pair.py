@@ -63,7 +63,7 @@ class Pair:
 
 def unit_rows(side: Side, piece: Piece, units: NDArray[np.int64] | None = None) -> torch.Tensor:
     """``[units, features]`` in float64: the slices of a stored tensor along the axis that the node writes."""
-    assert piece.writes is not None  # noqa: S101  # the caller asks for pieces that write
+    assert piece.writes is not None  # the caller asks for pieces that write
     axis, places = piece.writes
     tensor = side.weights[piece.tensor].detach().double().cpu()
     chosen = places if units is None else places[units]
@@ -72,7 +72,7 @@ def unit_rows(side: Side, piece: Piece, units: NDArray[np.int64] | None = None) 
 
 def read_rows(side: Side, piece: Piece) -> torch.Tensor:
     """``[units, places, rest]`` in float64 of a matrix or kernel that reads: rows by what they read."""
-    assert piece.writes is not None and piece.reads is not None  # noqa: S101, PT018
+    assert piece.writes is not None and piece.reads is not None  # noqa: PT018
     tensor = side.weights[piece.tensor].detach().double().cpu()
     tensor = tensor.index_select(piece.writes[0], torch.from_numpy(piece.writes[1]))
     tensor = tensor.index_select(piece.reads[0], torch.from_numpy(piece.reads[1]))

@@ -21,7 +21,8 @@ _MIB = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``problems``: (name, anchor units, source units, method); ``spaces``: (id, kind, anchor size, source size);
-    ``memory_mib``: expected memory above what importing and loading takes."""
+    ``memory_mib``: expected memory above what importing and loading takes.
+    """
 
     problems: tuple[tuple[str, int, int, str], ...]
     spaces: tuple[tuple[str, str, int, int], ...]
@@ -49,7 +50,12 @@ def _problems(pair: Pair, recipe: Recipe) -> list[tuple[str, int, int, str]]:
     found = []
     for node in pair.anchor.graph.nodes:
         makes = node.kind in (NodeKind.LINEAR, NodeKind.SOURCE)
-        if not makes or node.index in kept or pair.fixed(node.index) or groups.get(node.index, (node.index,))[0] != node.index:
+        if (
+            not makes
+            or node.index in kept
+            or pair.fixed(node.index)
+            or groups.get(node.index, (node.index,))[0] != node.index
+        ):
             continue
         found.append((node.name, node.size, pair.nodes(node.index)[1].size, options.solver))
     return found

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from otfuse.measure.moments import Affine, Moments, Transform
 
 
-def junction_weights(policy: str, roles: Sequence[str], magnitudes: Sequence[torch.Tensor]) -> list[torch.Tensor | float]:
+def junction_weights(
+    policy: str, roles: Sequence[str], magnitudes: Sequence[torch.Tensor]
+) -> list[torch.Tensor | float]:
     """One weight per part of a junction, summing to one.
 
     ``mean`` weighs all alike, ``skip`` and ``branch`` take one side; ``scalar`` and ``matrix`` weigh by the mean
@@ -60,7 +62,7 @@ def stored_magnitude(pair: Pair, index: int) -> torch.Tensor:
     from otfuse.align.pair import unit_rows
 
     which = pair.main_piece(index)
-    assert which is not None  # noqa: S101  # a stored table has its tensor
+    assert which is not None  # a stored table has its tensor
     return unit_rows(pair.anchor, pair.anchor.graph.nodes[index].pieces[which]).abs().mean(1)
 
 

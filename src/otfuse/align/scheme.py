@@ -72,9 +72,7 @@ def align(pair: Pair, recipe: Recipe, measured: Measured, regulariser: float) ->
 
 def _terms(pair: Pair) -> dict[tuple[int, int], list[int]]:
     """Terms of junction parts that are observed."""
-    return {
-        key: parts for key, parts in junction_terms(pair).items() if all(pair.observed(i) for i in parts)
-    }
+    return {key: parts for key, parts in junction_terms(pair).items() if all(pair.observed(i) for i in parts)}
 
 
 def _magnitudes(
@@ -94,5 +92,3 @@ def _magnitudes(
         if (junction, part) not in terms and not pair.observed(parts[0]):
             found[magnitude_key(junction, part)] = stored_magnitude(pair, parts[0])
     return found
-
-

@@ -173,7 +173,11 @@ def _set(data: dict[str, Any], path: list[str], value: Any, key: str) -> None:
             raise RecipeError(msg)
         data[part] = data = dict(inner)
     data[path[-1]] = value
-    if path[-1] == "features" and value == "weights" and data.get("transform") in ("standardize", "center", "normalize"):
+    if (
+        path[-1] == "features"
+        and value == "weights"
+        and data.get("transform") in ("standardize", "center", "normalize")
+    ):
         del data["transform"]  # the option moves to the other kind of features: its default transform goes with it
 
 
@@ -203,4 +207,8 @@ def _sentence(error: ValidationError, where: str) -> str:
     reason = first["msg"].removeprefix("Value error, ")
     if key.endswith("regulariser"):
         reason = "allowed: a number above zero, or auto"
-    return f"recipe {where}: {key} cannot be {given!r}: {reason}" if kind != "value_error" or location else f"recipe {where}: {reason}"
+    return (
+        f"recipe {where}: {key} cannot be {given!r}: {reason}"
+        if kind != "value_error" or location
+        else f"recipe {where}: {reason}"
+    )

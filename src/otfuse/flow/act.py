@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, eq=False)
 class Element:
     """One element of the group of a space: ``order[copies, size]`` (new unit ``u`` is old ``order[c, u]``), or, for
-    rotary spaces, ``angles[copies, size]`` in radians."""
+    rotary spaces, ``angles[copies, size]`` in radians.
+    """
 
     space: Space
     order: NDArray[np.int64] | None = None
@@ -83,7 +84,7 @@ def _indices(length: int, positions: NDArray[np.int64], order: NDArray[np.int64]
 
 def _permute_slices(tensor: torch.Tensor, member: Member, order: NDArray[np.int64]) -> torch.Tensor:
     """Batched weights: copy ``c`` moves only slice ``c`` of the batch axis."""
-    assert member.batch_axis is not None  # noqa: S101  # for the type checker
+    assert member.batch_axis is not None  # for the type checker
     axis = member.axis - (member.axis > member.batch_axis)
     slices = []
     for copy, part in enumerate(tensor.unbind(member.batch_axis)):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import TypeAlias, TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -105,6 +105,7 @@ class Algebra:
         for leaf in set(self.leaves(axis)):
             cell = self._cells[leaf]
             (cell.soft if soft else cell.hard).add(reason)
+            cell.wild = False  # its places are told apart now
 
     def tag(self, axis: Axis, tag: str) -> None:
         """Remember how the leaves of the axis are used (for names only, never for identity)."""

@@ -27,13 +27,16 @@ def dependencies(facts: Facts) -> dict[Atom, list[Atom]]:
     for value in facts.records:
         for leaf, context in _contexts(algebra, value.axes):
             known[leaf] = known[leaf] & context if leaf in known else context
-    for inner, aligned in facts.contractions:
+    for inner, aligned, kept in facts.contractions:
         leaves = set(algebra.leaves(inner))
         beside = {leaf for axis in aligned for leaf in algebra.leaves(axis)}
         carried = {algebra.find(c) for leaf in beside for c in algebra.cell(leaf).carries}
         allowed = leaves | beside | carried
         for leaf in leaves:
             known[leaf] = known.get(leaf, allowed) & allowed
+        for leaf in {leaf for axis in kept for leaf in algebra.leaves(axis)} - leaves:
+            if leaf in known:  # what is mixed beside a unit cannot tell how the unit moved
+                known[leaf] = known[leaf] - leaves
     order = _order(facts)
     return {leaf: _outer(leaf, known, order) for leaf in order}
 

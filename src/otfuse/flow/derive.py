@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from otfuse.core.graph import FlowGraph
+from otfuse.core.graph import FlowGraph, NodeKind
 from otfuse.errors import RuleError
 from otfuse.flow.freeze import flow_nodes
 from otfuse.flow.interpret import interpret
@@ -17,6 +17,7 @@ from otfuse.flow.whereabouts import where
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from otfuse.core.graph import FlowNode
     from otfuse.core.space import Space
     from otfuse.flow.facts import Facts
     from otfuse.program.export import Program
@@ -37,14 +38,24 @@ def derive(program: Program, *, holds: Callable[[Space], bool] | None = None) ->
     by_leaf: dict[int, list[Space]] = {}
     for draft in drafts:
         by_leaf.setdefault(draft.leaf, []).append(draft.space)
+    nodes = flow_nodes(program, facts, by_leaf)
     return FlowGraph(
-        spaces=tuple(draft.space for draft in drafts),
-        nodes=flow_nodes(program, facts, by_leaf),
+        spaces=tuple(_as_stream(draft.space, nodes) for draft in drafts),
+        nodes=nodes,
         shapes=program.shapes,
         ties=program.ties,
         unread=tuple(name for name, first in program.ties.items() if first not in facts.live),
         notes=tuple(f"no rule for {name} ({count} x)" for name, count in facts.unknown_names().items()),
     )
+
+
+def _as_stream(space: Space, nodes: tuple[FlowNode, ...]) -> Space:
+    """A space that a junction writes is a stream, named after the module that holds all of its members."""
+    if not any(node.kind is NodeKind.JUNCTION and space.id in node.written_spaces for node in nodes):
+        return space
+    paths = [m.tensor.split(".") for m in space.members]
+    common = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
+    return replace(space, kind="stream", name=" ".join([".".join(common), "stream"]).strip())
 
 
 def _promoted(draft: Draft, holds: Callable[[Space], bool] | None) -> Draft:
@@ -71,4 +82,3 @@ def _refuse_ignorance(program: Program, facts: Facts, drafts: list[Draft]) -> No
                 f"({draft.space.size} units, {share:.0%} of the parameters); declare a rule with "
                 f"@otfuse.flow.registry.rule({operator_name(node)!r}, family=...) (docs/rules.md)"
             )
-

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Facts:
     """``stored``: value of every stored tensor by name, ``live`` those an output depends on; ``records``: every value.
 
-    ``contractions``: (axis summed over, axes aligned on both sides); ``unknown``: operators without a rule that read
+    ``contractions``: (axis summed over, axes aligned on both sides, axes that remain); ``unknown``: operators without a rule that read
     something derived from a parameter, with their nodes; ``env``: value(s) of every node.
     """
 
@@ -27,7 +27,7 @@ class Facts:
     stored: dict[str, Value] = field(default_factory=dict)
     live: set[str] = field(default_factory=set)
     records: list[Value] = field(default_factory=list)
-    contractions: list[tuple[Axis, tuple[Axis, ...]]] = field(default_factory=list)
+    contractions: list[tuple[Axis, tuple[Axis, ...], tuple[Axis, ...]]] = field(default_factory=list)
     unknown: list[fx.Node] = field(default_factory=list)
     env: dict[fx.Node, Any] = field(default_factory=dict)
     _roles: dict[tuple[str, int], Role] = field(default_factory=dict)

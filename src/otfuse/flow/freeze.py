@@ -60,7 +60,8 @@ def _written(facts: Facts, spaces: dict[int, list[Space]], part: Part) -> tuple[
     for leaf in leaves:
         for space in spaces.get(facts.algebra.find(leaf), ()):
             own = [m for m in space.members if (m.tensor, m.axis) in held]
-            if len(part.units) == part.found.size or any(held[m.tensor, m.axis] & set(m.positions.reshape(-1).tolist()) for m in own):
+            whole = len(part.units) == part.found.size and len(spaces[facts.algebra.find(leaf)]) == 1
+            if whole or any(held[m.tensor, m.axis] & set(m.positions.reshape(-1).tolist()) for m in own):
                 names.append(space.id)
     return tuple(names)
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from otfuse.errors import RuleError
 from otfuse.flow.axes import MisfitError
 from otfuse.flow.facts import Facts
 from otfuse.flow.op import Op
 from otfuse.flow.registry import UNKNOWN, entry_of, operator_name
 from otfuse.flow.rules.stack import on_stack
 from otfuse.flow.value import Stacked, Value, values_in
+from otfuse.flow.whereabouts import where
 
 if TYPE_CHECKING:
     from torch import fx
@@ -68,7 +70,7 @@ def _step(facts: Facts, node: fx.Node) -> Any:
             if result is not UNKNOWN:
                 return result
         result = entry.apply(op)
-    except MisfitError:
+    except (MisfitError, TypeError, IndexError, ValueError):  # a form of the operator that its rule does not cover
         result = UNKNOWN
     if result is UNKNOWN:
         return _fallback(facts, node, op)
@@ -97,4 +99,7 @@ def _check(facts: Facts, op: Op, result: Any) -> None:
             return
         found = tuple(facts.algebra.size(axis) for axis in value.axes)
         if found != shape:
-            raise AssertionError(f"the rule for {op.name} gives {found} where the program has {shape}")
+            raise RuleError(
+                f"the flow rule for {op.node.target} gives axes of {list(found)} where the program has {list(shape)}, at "
+                f"{where(op.node)}; mend the rule (docs/rules.md)"
+            )

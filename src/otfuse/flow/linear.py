@@ -31,7 +31,7 @@ def contraction(walk: Walk, node: fx.Node) -> Any:
     else:
         return _opaque(walk, node)
     held = walk.carried(weight)
-    if isinstance(held, Held) and held.index[0].ndim == 2:  # noqa: PLR2004  # a matrix
+    if isinstance(held, Held) and held.index[0].ndim == 2:  # a matrix
         return _linear(walk, node, x, held, inner, outer, walk.carried(bias))
     return _product(walk, node, x, weight)
 
@@ -122,8 +122,8 @@ def _key_reading(found: Any, key: Units) -> Reading:
 def convolution(walk: Walk, node: fx.Node) -> Any:
     """Channels are units; a depthwise convolution keeps them."""
     held, value, shape = walk.carried(node.args[1]), walk.carried(node.args[0]), walk.shape(node)
-    bias = walk.carried(node.args[2]) if len(node.args) > 2 else None  # noqa: PLR2004  # the third argument
-    groups = int(node.args[6]) if len(node.args) > 6 else 1  # type: ignore[call-overload]  # noqa: PLR2004
+    bias = walk.carried(node.args[2]) if len(node.args) > 2 else None  # the third argument
+    groups = int(node.args[6]) if len(node.args) > 6 else 1  # type: ignore[call-overload]
     if not isinstance(held, Held):
         return _opaque(walk, node)
     dim = len(shape) - (held.index[0].ndim - 1)

@@ -61,7 +61,9 @@ class Op:
             if isinstance(found, Stacked):
                 found = self.collapse(found)
             if isinstance(found, Value) and not found.stored:
-                return Value(tuple(self.algebra.fresh(found.axes)), found.derived, found.points, found.tensor, found.dims)
+                return Value(
+                    tuple(self.algebra.fresh(found.axes)), found.derived, found.points, found.tensor, found.dims
+                )
             return found
         if isinstance(argument, (list, tuple)):
             return [self._read(a) for a in argument]
@@ -96,9 +98,11 @@ class Op:
         points = next((v.points for v in values if v.points is not None), None)
         return Value(axes, any(v.derived for v in values), points)
 
-    def contract(self, inner: Axis, aligned: Sequence[Axis] = ()) -> None:
-        """``inner`` is summed over; ``aligned`` are the axes on which both sides have the same index."""
-        self.facts.contractions.append((inner, tuple(aligned)))
+    def contract(self, inner: Axis, aligned: Sequence[Axis] = (), kept: Sequence[Axis] = ()) -> None:
+        """``inner`` is summed over; ``aligned`` are the axes on which both sides have the same index, ``kept`` all axes
+        of the operands that remain.
+        """
+        self.facts.contractions.append((inner, tuple(aligned), tuple(kept)))
 
     def role(self, value: Value, dim: int, role: Role) -> None:
         """If the value is a stored tensor (up to layout): what it does with the units along that dimension."""
@@ -131,4 +135,3 @@ class Op:
     def opaque(self, shape: Sequence[int], *, derived: bool) -> Value:
         """A tensor of which nothing is known."""
         return Value(tuple(self.algebra.axis(n, pin="opaque") for n in shape), derived)
-

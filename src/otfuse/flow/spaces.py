@@ -61,7 +61,7 @@ class SpaceBuilder:
 
     def _draft(self, leaf: Atom) -> Draft:
         cell = self._algebra.cell(leaf)
-        inside, batch = self._copies(leaf)
+        inside, batch = self._copies(leaf) if not cell.hard else ([], None)
         members = self._members(leaf, inside, batch)
         reasons = set(cell.hard)
         if members is None:  # not expressible as positions: keep it in place
@@ -113,7 +113,9 @@ class SpaceBuilder:
         if not batch:
             return inside, None
         dep = batch[0]
-        fits = all(self._stands_inside(leaf, dep, h) or self._batch_axis(dep, h) is not None for h in self._holders[leaf])
+        fits = all(
+            self._stands_inside(leaf, dep, h) or self._batch_axis(dep, h) is not None for h in self._holders[leaf]
+        )
         return ([], dep) if fits else ([dep for dep in inside if dep not in batch], None)
 
     def _stands_inside(self, leaf: Atom, dep: Atom, holder: tuple[str, int]) -> bool:
@@ -160,7 +162,9 @@ class SpaceBuilder:
     def _paired(self, leaf: Atom, holder: tuple[str, int]) -> bool:
         parts = [p for p in self._segments[holder] if leaf in p.index]
         inner = parts[0].index
-        twos = [x for x in inner if self._algebra.cell(x).size == 2 and self._algebra.cell(x).hard <= {"strided", "stack"}]
+        twos = [
+            x for x in inner if self._algebra.cell(x).size == 2 and self._algebra.cell(x).hard <= {"strided", "stack"}
+        ]
         twos = [x for x in twos if self._algebra.cell(x).hard]
         return len(twos) == 1 or (not twos and len(parts) % 2 == 0)
 
@@ -179,9 +183,7 @@ class SpaceBuilder:
         counts[base] += 1
         ident = base if counts[base] == 1 else f"{base}#{counts[base]}"
         name = f"{first.tensor.rpartition('.')[0] or first.tensor} {space.kind}"
-        named = Space(
-            ident, name, space.kind, space.size, space.copies, space.group, space.pinned, space.members
-        )
+        named = Space(ident, name, space.kind, space.size, space.copies, space.group, space.pinned, space.members)
         return Draft(draft.leaf, named, draft.soft)
 
 

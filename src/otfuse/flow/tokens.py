@@ -37,7 +37,7 @@ def _laid_out(algebra: Algebra, axis: Axis) -> tuple[np.ndarray, np.ndarray] | N
         sizes = [algebra.cell(leaf).size for leaf in algebra.flat(part)]
         if not sizes:
             extra.append(offset)
-        elif len(sizes) == 2 and grid is None and _is_spatial(algebra, part):  # noqa: PLR2004  # rows and columns
+        elif len(sizes) == 2 and grid is None and _is_spatial(algebra, part):  # rows and columns
             grid = offset + np.arange(prod(sizes)).reshape(sizes)
         elif grid is None and len(sizes) == 1 and sizes[0] <= _FEW:
             extra.extend(range(offset, offset + sizes[0]))

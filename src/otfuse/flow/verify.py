@@ -34,7 +34,8 @@ _CONTROLS = 3  # members left out one at a time
 @dataclass(frozen=True, slots=True, eq=False)
 class Verification:
     """``error``: relative change of the outputs when every space moves; ``control``: the smallest relative change when
-    one member is left out (infinite if no space has two members)."""
+    one member is left out (infinite if no space has two members).
+    """
 
     error: float
     control: float
@@ -76,7 +77,7 @@ class SpaceTrial:
         """Whether permuting the space leaves the outputs unchanged."""
         reference = self._run(self._weights)
         draws = [act([draw(space, self._seed + i)], self._weights) for i in range(3)]
-        return all(change(self._run(moved), reference) < 1e-9 for moved in draws)  # noqa: PLR2004  # see the class
+        return all(change(self._run(moved), reference) < 1e-9 for moved in draws)  # see the class
 
 
 def real(model: nn.Module, program: Program) -> dict[str, torch.Tensor]:
@@ -88,19 +89,19 @@ def real(model: nn.Module, program: Program) -> dict[str, torch.Tensor]:
 def randomised(model: nn.Module, program: Program, seed: int) -> dict[str, torch.Tensor]:
     """Stored tensors in float64 with every value drawn anew: defaults such as ones and zeros hide mistakes.
 
-    Gains keep their mean near one; buffers (running statistics) are drawn positive.
+    Gains keep their mean near one; buffers that are positive (running variances) are drawn positive.
     """
     parameters, drawn = {name for name, _ in model.named_parameters()}, dict[str, torch.Tensor]()
     for name, tensor in real(model, program).items():
         source = chance(seed, "weights", name)
         noise = torch.from_numpy(source.standard_normal(tuple(tensor.shape))).to(tensor.device)
         if name not in parameters:
-            drawn[name] = noise.abs() + 0.5
+            drawn[name] = noise.abs() + 0.5 if bool((tensor > 0).all()) else 0.3 * noise
         elif tensor.ndim > 1:
-            fan = max(tensor[0].numel(), 1)
-            drawn[name] = noise / fan**0.5
+            fan = tensor.shape[1] if tensor.ndim == 3 else tensor[0].numel()  # a matrix per expert
+            drawn[name] = noise / max(fan, 1) ** 0.5
         else:
-            offset = 1.0 if tensor.numel() and abs(float(tensor.double().mean())) > 0.5 else 0.0  # noqa: PLR2004
+            offset = 1.0 if tensor.numel() and abs(float(tensor.double().mean())) > 0.5 else 0.0
             drawn[name] = offset + 0.3 * noise
     return drawn
 
@@ -119,7 +120,8 @@ def _verify(run: _Module, graph: FlowGraph, weights: dict[str, torch.Tensor], se
     elements = [draw(space, seed) for space in graph.spaces if space.pinned is None]
     error = change(run(act(elements, weights)), reference) if elements else 0.0
     controls = [
-        change(run(act([draw(space, seed)], weights, skip=member)), reference) for space, member in _left_out(graph, seed)
+        change(run(act([draw(space, seed)], weights, skip=member)), reference)
+        for space, member in _left_out(graph, seed)
     ]
     return Verification(error, min(controls, default=float("inf")), graph)
 
@@ -196,4 +198,8 @@ class _NoSingle(TorchDispatchMode):
 
 
 def _widen(value: Any) -> Any:
-    return torch.float64 if value in (torch.float32, torch.float16, torch.bfloat16) and isinstance(value, torch.dtype) else value
+    return (
+        torch.float64
+        if value in (torch.float32, torch.float16, torch.bfloat16) and isinstance(value, torch.dtype)
+        else value
+    )

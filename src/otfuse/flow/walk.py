@@ -24,7 +24,7 @@ from otfuse.flow.carried import (
 )
 from otfuse.flow.nodes import Nodes, beside, reading, same_units
 from otfuse.flow.registry import Family, entry_of, operator_name
-from otfuse.flow.value import Value, values_in
+from otfuse.flow.value import values_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,7 @@ class Walk:
         for node in self._program.graph.nodes:
             if node.op == "placeholder":
                 name = self._program.parameters.get(node.name)
-                if name is not None:
+                if name is not None and self._program.shapes[name]:
                     self._env[node] = Held(name, positions_of(self._program.shapes[name]))
             elif node.op == "call_function" and node in live:
                 self._env[node] = self._step(node)
@@ -79,9 +79,7 @@ class Walk:
         """A stored tensor that enters the flow as it is: a token or a table. Its units lie where its axes are free."""
         value = next(values_in(self.facts.env[node]))
         algebra = self.facts.algebra
-        dims = [
-            d for d, axis in enumerate(value.axes) if any(is_free(algebra, leaf) for leaf in algebra.leaves(axis))
-        ]
+        dims = [d for d, axis in enumerate(value.axes) if any(is_free(algebra, leaf) for leaf in algebra.leaves(axis))]
         if not dims:
             return None
         pieces = []
@@ -135,7 +133,7 @@ class Walk:
         return None
 
     def _joined(self, node: fx.Node, parts: Sequence[Any]) -> Any:
-        """cat and stack: along tokens values lie side by side; along units they become a CONCAT."""
+        """Cat and stack: along tokens values lie side by side; along units they become a CONCAT."""
         carried = [self._as_units(part) for part in parts]
         if not any(isinstance(c, Units) for c in carried):
             return None
@@ -166,6 +164,8 @@ class Walk:
     def _moved(self, node: fx.Node, known: dict[Any, torch.Tensor]) -> Any:
         """The operator run on numbers instead of values."""
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: known.get(n, n))
+        if operator_name(node) in ("view", "_unsafe_view"):  # numbers may lie in memory in another order than values
+            return args[0].reshape(self.shape(node))
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _pointwise(self, node: fx.Node) -> Any:
@@ -400,7 +400,9 @@ def same_base(walk: Walk, first: Units, second: Units) -> bool:
     """Whether one operand is an activation of the other, unit by unit."""
     lows = (1 << 32) - 1
     shape = torch.broadcast_shapes(first.ids.shape, second.ids.shape)
-    return bool(((first.ids.expand(shape) & lows) == (second.ids.expand(shape) & lows)).all()) or same_units(first, second)
+    return bool(((first.ids.expand(shape) & lows) == (second.ids.expand(shape) & lows)).all()) or same_units(
+        first, second
+    )
 
 
 def is_free(algebra: Algebra, leaf: int) -> bool:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Job:
     """One fusion of loaded modules, stage by stage."""
 
-    def __init__(  # noqa: PLR0913  # everything a run needs, once
+    def __init__(  # everything a run needs, once
         self,
         models: Sequence[nn.Module],
         names: Sequence[str],
@@ -41,7 +41,7 @@ class Job:
         clock: Clock,
         progress: Progress | None,
     ) -> None:
-        if len(models) < 2:  # noqa: PLR2004  # an anchor and a source
+        if len(models) < 2:  # an anchor and a source
             raise UsageError("fuse needs at least two models: an anchor and one or more sources")
         self.models, self.names, self.recipe, self.clock = [workable(m) for m in models], names, recipe, clock
         self.data, self._examples, self._batch = data, example_inputs, batch_size

@@ -63,7 +63,7 @@ def check(models: Sequence[nn.Module], found: Sequence[Side], seed: int) -> Veri
         verification = verify_weights(model, program, side.graph, seed=seed)
         verification.require(GATE_TOLERANCE)
         first = first or verification
-    assert first is not None  # noqa: S101  # there is always an anchor
+    assert first is not None  # there is always an anchor
     return first
 
 

@@ -59,7 +59,9 @@ def load(
         elif isinstance(model, (str, Path)):
             opened.append(open_checkpoint(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code))
         else:
-            raise UsageError(f"a model is an nn.Module or the path of a checkpoint folder, not a {type(model).__name__}")
+            raise UsageError(
+                f"a model is an nn.Module or the path of a checkpoint folder, not a {type(model).__name__}"
+            )
     modules, names = [], []
     for i, (model, checkpoint) in enumerate(zip(models, opened, strict=True)):
         if isinstance(model, nn.Module):
@@ -71,9 +73,7 @@ def load(
     return Loaded(tuple(modules), tuple(names), tuple(opened))
 
 
-def dataset(
-    data: str | Path | Mapping[str, Any] | Dataset, loaded: Loaded, *, require_labels: bool = False
-) -> Dataset:
+def dataset(data: str | Path | Mapping[str, Any] | Dataset, loaded: Loaded, *, require_labels: bool = False) -> Dataset:
     """The data, checked against the first model."""
     if isinstance(data, Dataset):
         return data

@@ -59,7 +59,9 @@ def check_target(out: Path, *, overwrite: bool = False, need: int = 0) -> None:
 
 def floating(name: str | None) -> torch.dtype | None:
     """The floating type of that name, None for None; UsageError otherwise."""
-    kinds = {str(kind).removeprefix("torch."): kind for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+    kinds = {
+        str(kind).removeprefix("torch."): kind for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    }
     if name is not None and name not in kinds:
         raise UsageError(f"--dtype {name}: no such floating type; allowed: {', '.join(kinds)}")
     return kinds[name] if name is not None else None

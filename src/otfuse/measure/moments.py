@@ -252,7 +252,9 @@ def _affine(transform: Transform, rows: int, mean: torch.Tensor, square: torch.T
     shift, scale = mean, (square / (rows - 1)).sqrt_() + 1e-9
     flat = square == 0
     if flat.any() and rows * len(mean) <= _FLAT_AT_MOST:
-        shift, scale = (torch.where(flat, noise, exact) for noise, exact in zip(_rounding(mean, rows), (shift, scale), strict=True))
+        shift, scale = (
+            torch.where(flat, noise, exact) for noise, exact in zip(_rounding(mean, rows), (shift, scale), strict=True)
+        )
     return Affine(shift, scale)
 
 

@@ -44,7 +44,9 @@ class RowFilter:
         value = value[:real]
         places = [d for d in range(1, value.ndim) if d not in seen.dims]
         if 0 in seen.dims:
-            raise DataError(f"{seen.value}: units along the batch cannot be observed; this is a fault of the flow graph")
+            raise DataError(
+                f"{seen.value}: units along the batch cannot be observed; this is a fault of the flow graph"
+            )
         value = value.permute(0, *places, *seen.dims).reshape(real, *(value.shape[d] for d in places), -1)
         keep = self._kept(seen, [value.shape[i + 1] for i in range(len(places))], places)
         if keep is None:

@@ -54,9 +54,7 @@ def pair_moments(
         for index, values in _side_by_side(anchor, source, batch, nodes):
             rows = [
                 keep.rows(value, observation, share).cpu()
-                for value, observation in zip(
-                    values, (_seen(anchor, index), _seen(source, index)), strict=True
-                )
+                for value, observation in zip(values, (_seen(anchor, index), _seen(source, index)), strict=True)
             ]
             if index not in sums:
                 sums[index] = PairMoments(rows[0].shape[1], rows[1].shape[1])
@@ -91,7 +89,7 @@ def absolute_means(
 
 def _seen(side: Side, index: int) -> Observation:
     observation = side.graph.nodes[index].observation
-    assert observation is not None, side.graph.nodes[index].name  # noqa: S101  # the caller asks for observed nodes
+    assert observation is not None, side.graph.nodes[index].name  # the caller asks for observed nodes
     return observation
 
 
@@ -106,7 +104,9 @@ def _side_by_side(
     anchor: Side, source: Side, batch: Inputs, nodes: Sequence[int]
 ) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
     ours, theirs = _names(anchor, nodes), _names(source, nodes)
-    runs = [Runner(side.program).watch(side.weights, batch, frozenset(n)) for side, n in ((anchor, ours), (source, theirs))]
+    runs = [
+        Runner(side.program).watch(side.weights, batch, frozenset(n)) for side, n in ((anchor, ours), (source, theirs))
+    ]
     waiting: dict[int, torch.Tensor] = {}
     early: dict[int, torch.Tensor] = {}
     for name, value in runs[0]:
@@ -158,4 +158,6 @@ def first_batch(model: nn.Module, data: Dataset, size: int) -> Inputs:
     if len(tensors) == 1:
         return tuple(tensors.values())
     odd = next(name for name in tensors if name not in names)
-    raise DataError(f"data: {type(model).__name__} has no input {odd!r}; name the arrays as its forward does: {', '.join(names)}")
+    raise DataError(
+        f"data: {type(model).__name__} has no input {odd!r}; name the arrays as its forward does: {', '.join(names)}"
+    )

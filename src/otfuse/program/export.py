@@ -83,6 +83,8 @@ def export(model: nn.Module, inputs: Inputs | None = None) -> Program:
     try:
         with evaluating(model), quiet(), torch.no_grad():
             exported = torch.export.export(_Main(model), args, kwargs, strict=False)
+            if any(_writes_through_view(node) for node in exported.graph.nodes):  # writes through views made plain
+                exported = exported.run_decompositions({})
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise TraceError(
@@ -170,6 +172,25 @@ def _to(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
+def _writes_through_view(node: fx.Node) -> bool:
+    """Whether an operator writes into a tensor that another name sees too."""
+    if not getattr(getattr(node.target, "_schema", None), "is_mutable", False) or not node.args:
+        return False
+    target = node.args[0]
+    return isinstance(target, fx.Node) and (_is_view(target) or any(_is_view(user) for user in target.users))
+
+
+def _is_view(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.is_mutable and any(r.alias_info is not None for r in schema.returns)
+
+
 def _writes_into(user: fx.Node, node: fx.Node) -> bool:
     schema = getattr(user.target, "_schema", None)
-    return bool(user.target is not operator.getitem and schema is not None and schema.is_mutable and user.args and user.args[0] is node)
+    return bool(
+        user.target is not operator.getitem
+        and schema is not None
+        and schema.is_mutable
+        and user.args
+        and user.args[0] is node
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TypeAlias, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -44,7 +44,9 @@ def example_inputs(model: nn.Module, *, batch: int = 2) -> dict[str, torch.Tenso
         del made["decoder_input_ids"]
     inputs = {name: value for name, value in made.items() if value is not None}
     required = [
-        p.name for p in parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        p.name
+        for p in parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
     missing = [name for name in required if name not in inputs]
     if not inputs or missing:

@@ -238,7 +238,9 @@ EXAMPLES = (
     _case("identity", _identity, None, note="a constant diagonal that happens to commute"),
     _case("counted", _counted, note="a mask made by counting"),
     _case("one_hot", _one_hot),
-    _case("written_mask", _written_mask, note="ones, one of them overwritten"),
+    _case(
+        "written_mask", _written_mask, "1x2 1x3 1x9", note="ones, one of them overwritten: the others may be swapped"
+    ),
     _case("written_slice", _written_slice, None, note="the first two units are scaled in place through a view"),
     _case("written_ramp", _written_ramp, note="all units are scaled in place through a view"),
     _case("put_mask", _put_mask, note="ones, two of them overwritten by index"),

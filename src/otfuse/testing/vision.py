@@ -115,7 +115,7 @@ EXAMPLES = (
             **SPECIAL,
         ),
         lambda: {"input_values": normal(2, 200)},
-        "1x3 1x8/3 2x4 4x6/4 2x36 1x10 1x14",
+        "1x3 1x8 2x4 4x6/4 2x36 1x10 1x14",
         from_config=True,
         note="a wave through convolutions; a grouped, weight-normalised convolution splits the stream into 3 groups of 8",
     ),

@@ -30,7 +30,8 @@ def einsum(op: Op, inputs: Sequence[str], output: str, values: Sequence[Value]) 
         if letter not in output:
             holders = [letters for letters in inputs if letter in letters]
             beside = [axes[other] for other in found if other != letter and all(other in held for held in holders)]
-            op.contract(axes[letter], beside)
+            kept = [axes[other] for other in output if any(other in held for held in holders)]
+            op.contract(axes[letter], beside, kept)
     return Value(tuple(axes[letter] for letter in output), any(v.derived for v in values))
 
 
@@ -105,7 +106,7 @@ def grouped_mm(op: Op) -> Any:
     groups = op.algebra.unify(weight.axes[0], offsets.axes[0])
     op.role(weight, 1, Role.CONSUMES)
     op.algebra.unify(x.axes[-1], weight.axes[1])
-    op.contract(weight.axes[1], [groups])
+    op.contract(weight.axes[1], [groups], [weight.axes[2]])
     op.algebra.carry(x.axes[0], op.algebra.flat(groups))
     op.algebra.tag(groups, "experts")
     return Value((x.axes[0], weight.axes[2]), derived=True)
@@ -130,7 +131,7 @@ def convolution(op: Op) -> Any:
         outer, _ = op.algebra.split_axis(out, groups)
         op.algebra.unify(group, outer)
         aligned = [group]
-    op.contract(op.algebra.unify(channels, weight.axes[1]), aligned)
+    op.contract(op.algebra.unify(channels, weight.axes[1]), aligned, [out])
     op.algebra.tag(out, "channels")
     places = tuple(op.algebra.axis(n, pin="spatial") for n in op.shape[batch + 1 :])
     return Value((*x.axes[:batch], out, *places), derived=True)
@@ -151,9 +152,9 @@ def attention(op: Op) -> Any:
         aligned = lead
     inner = algebra.unify(query.axes[-1], key.axes[-1])
     algebra.tag(inner, "query-key")
-    op.contract(inner, aligned)
+    op.contract(inner, aligned, lead)
     places = algebra.unify(key.axes[-2], value.axes[-2])
-    op.contract(places, aligned)
+    op.contract(places, aligned, [*lead, value.axes[-1]])
     algebra.tag(lead[-1], "heads")
     algebra.tag(value.axes[-1], "value-output")
     if isinstance(mask, Value):

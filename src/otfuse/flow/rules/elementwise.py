@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from otfuse.core.space import Role
@@ -24,8 +25,13 @@ def keep(op: Op) -> Any:
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", family=Family.POINTWISE)
 def softmax(op: Op) -> Any:
-    """Equivariant under permutations along its own dimension, elementwise along the others."""
-    return op.value(0).with_axes(op.value(0).axes)
+    """Equivariant under permutations along its own dimension, which it mixes; elementwise along the others."""
+    x = op.value(0)
+    dim = op.arg(1, "dim", -1) % max(len(x.axes), 1)
+    rest = [a for d, a in enumerate(x.axes) if d != dim]
+    if x.axes:
+        op.contract(x.axes[dim], rest, rest)
+    return x.with_axes(x.axes)
 
 
 @rule(
@@ -42,7 +48,10 @@ def pointwise(op: Op) -> Any:
     if op.name in _PRODUCTS:
         for value in values:
             op.roles(value, Role.SCALES)
-    return op.broadcast(values)
+    result, held = op.broadcast(values), [v for v in values if v.tensor is not None]
+    if len(held) == 1 and sum(v.derived for v in values) == 1 and len(held[0].axes) == len(result.axes):
+        return replace(result, tensor=held[0].tensor, dims=held[0].dims or tuple(range(len(result.axes))))  # 1 + gain
+    return result
 
 
 @rule("prelu", family=Family.POINTWISE)

@@ -127,9 +127,10 @@ def repeat(op: Op) -> Any:
 def repeat_interleave(op: Op) -> Any:
     """Every element several times: the number of the repetition is the inner, wild factor."""
     x, count = op.value(0), op.arg(1)
-    if not isinstance(count, int):
-        raise MisfitError("repeat_interleave by a tensor of counts")
-    dim = op.arg(2, "dim") % len(x.axes)
+    given = op.arg(2, "dim", 0 if len(x.axes) == 1 else None)
+    if not isinstance(count, int) or given is None:
+        raise MisfitError("repeat_interleave by a tensor of counts, or of all dimensions")
+    dim = given % len(x.axes)
     return x.with_axes([*x.axes[:dim], x.axes[dim] + _wild(op, count), *x.axes[dim + 1 :]])
 
 
@@ -221,3 +222,29 @@ def pad(op: Op) -> Any:
         before, after = ([op.algebra.axis(n, pin="padding")] if n else [] for n in margins[2 * i : 2 * i + 2])
         axes[dim] = op.algebra.concat([*before, axes[dim], *after])
     return x.with_axes(axes)
+
+
+@rule("slice_scatter", "select_scatter", family=Family.NONE)
+def scatter(op: Op) -> Any:
+    """A tensor with a run of places (or one) of a dimension written over: the axis is cut there."""
+    x, written = op.value(0), op.value(1)
+    dim = op.arg(2, "dim", 0) % len(x.axes)
+    length = op.algebra.size(x.axes[dim])
+    if op.name == "select_scatter":
+        start, stop, step = op.arg(3, "index") % length, op.arg(3, "index") % length + 1, 1
+        axes = [*written.axes[:dim], (), *written.axes[dim:]]
+    else:
+        start, stop, step = slice(op.arg(3, "start"), op.arg(4, "end"), op.arg(5, "step", 1)).indices(length)
+        axes = list(written.axes)
+    if step != 1:
+        raise MisfitError("writing with a stride")
+    under = op.sliced(x, dim, start, stop)
+    for own, axis in zip(under.axes, axes, strict=True):
+        op.algebra.unify(own, axis)
+    return Value(x.axes, x.derived or written.derived)
+
+
+@rule("copy", family=Family.NONE)
+def copy(op: Op) -> Any:
+    """Values written over a tensor of the same shape."""
+    return op.broadcast([op.value(0).with_axes([op.algebra.axis(n, wild=True) for n in op.shape]), op.value(1)])

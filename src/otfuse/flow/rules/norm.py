@@ -25,7 +25,8 @@ def layer_norm(op: Op) -> Any:
         _join(op, x, first + i, op.arg(2, "weight"), i, Role.SCALES)
         if op.name == "layer_norm":
             _join(op, x, first + i, op.arg(3, "bias"), i, Role.PRODUCES)
-        op.contract(x.axes[first + i], [a for d, a in enumerate(x.axes) if d != first + i])
+        rest = [a for d, a in enumerate(x.axes) if d != first + i]
+        op.contract(x.axes[first + i], rest, x.axes[:first])
     return x.with_axes(x.axes)
 
 
@@ -38,6 +39,12 @@ def batch_norm(op: Op) -> Any:
     return x.with_axes(x.axes)
 
 
+@rule("_native_batch_norm_legit_no_training", family=Family.NONE)
+def native_batch_norm(op: Op) -> Any:
+    """The same after decomposition; its saved statistics are empty."""
+    return [batch_norm(op), *(op.opaque(shape, derived=False) for shape in op.shapes[1:])]
+
+
 @rule("group_norm", family=Family.NORM)
 def group_norm(op: Op) -> Any:
     """Channels are groups times channels of a group."""
@@ -46,3 +53,16 @@ def group_norm(op: Op) -> Any:
     _join(op, x, 1, op.arg(2, "weight"), 0, Role.SCALES)
     _join(op, x, 1, op.arg(3, "bias"), 0, Role.PRODUCES)
     return x.with_axes(x.axes)
+
+
+@rule("_weight_norm", family=Family.NONE)
+def weight_norm(op: Op) -> Any:
+    """A weight divided by its norm over all dimensions but one, times a gain along that one."""
+    x, gain = op.value(0), op.value(1)
+    dim = op.arg(2, "dim", 0) % len(x.axes)
+    op.roles(gain, Role.SCALES)
+    op.algebra.unify(x.axes[dim], gain.axes[dim])
+    for d, axis in enumerate(x.axes):
+        if d != dim:
+            op.contract(axis, [a for i, a in enumerate(x.axes) if i != d], [x.axes[dim]])
+    return x

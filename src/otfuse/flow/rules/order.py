@@ -52,7 +52,10 @@ def ordered(op: Op) -> Any:
     dims = [d % len(x.axes) for d in given] if given else list(range(len(x.axes)))
     for d in dims:
         op.algebra.pin(x.axes[d], op.name, soft=True)
-    axes = [op.algebra.axis(op.shape[d], pin="opaque") if d in dims and op.name == "diff" else a for d, a in enumerate(x.axes)]
+    axes = [
+        op.algebra.axis(op.shape[d], pin="opaque") if d in dims and op.name == "diff" else a
+        for d, a in enumerate(x.axes)
+    ]
     return x.with_axes(axes)
 
 
@@ -69,7 +72,8 @@ def reduction(op: Op) -> Any:
         given = list(range(len(x.axes)))
     dims = [d % len(x.axes) for d in ([given] if isinstance(given, int) else given)]
     for d in dims:
-        op.contract(x.axes[d], [a for i, a in enumerate(x.axes) if i != d])
+        rest = [a for i, a in enumerate(x.axes) if i != d]
+        op.contract(x.axes[d], rest, [a for i, a in enumerate(x.axes) if i not in dims])
     keep = len(op.shape) == len(x.axes)
     return x.with_axes([() if i in dims else a for i, a in enumerate(x.axes) if keep or i not in dims])
 
