@@ -77,9 +77,9 @@ class Block(nn.Module):
 class PatchEmbeddings(nn.Module):
     """Pixels to patches."""
 
-    def __init__(self, width: int, patch: int) -> None:
+    def __init__(self, width: int, patch: int, channels: int) -> None:
         super().__init__()
-        self.projection = nn.Conv2d(3, width, patch, patch)
+        self.projection = nn.Conv2d(channels, width, patch, patch)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``[batch, patch, unit]``."""
@@ -89,13 +89,13 @@ class PatchEmbeddings(nn.Module):
 class Embeddings(nn.Module):
     """Patches, class token, positions."""
 
-    def __init__(self, width: int, patch: int, tokens: int) -> None:
+    def __init__(self, width: int, patch: int, tokens: int, channels: int) -> None:
         super().__init__()
         self.cls_token, self.position_embeddings = (
             nn.Parameter(torch.zeros(1, 1, width)),
             nn.Parameter(torch.zeros(1, tokens, width)),
         )
-        self.patch_embeddings = PatchEmbeddings(width, patch)
+        self.patch_embeddings = PatchEmbeddings(width, patch, channels)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``[batch, token, unit]``."""
@@ -125,7 +125,7 @@ class OldVit(nn.Module):
         self.config = c = transformers.AutoConfig.from_pretrained(folder)
         tokens = (c.image_size // c.patch_size) ** 2 + 1
         blocks = [Block(c.hidden_size, c.num_attention_heads, c.intermediate_size) for _ in range(c.num_hidden_layers)]
-        embeddings = Embeddings(c.hidden_size, c.patch_size, tokens)
+        embeddings = Embeddings(c.hidden_size, c.patch_size, tokens, c.num_channels)
         self.vit = Namespace(
             embeddings=embeddings, encoder=Encoder(blocks), layernorm=nn.LayerNorm(c.hidden_size, 1e-12)
         )

@@ -2,8 +2,8 @@
 
     python experiments/text/train.py TEXT OUT [--only bert-a gpt-b ...] [--scale 1.0]
 
-Every model reads the same byte-level BPE tokenizer, trained on the first nine tenths of the text; the rest is held out
-and saved in windows as `OUT/valid-NAME.npz` (for the encoder-decoder: a window and what follows), training windows as
+Tokenizers (byte pairs, for the masked model characters) are made from the first nine tenths of the text; the rest is held
+out and saved in windows as `OUT/valid-NAME.npz` (for the encoder-decoder: a window and what follows), training windows as
 `OUT/probe-NAME.npz`. A model that is there already is kept.
 """
 
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 WINDOW = 96  # tokens per example
-SHORT = 32  # masked models find out that neighbours matter far sooner on short windows
+SHORT = 64
 VOCABULARY = 512
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, MASK = 0, 4
@@ -41,12 +41,12 @@ class Family:
     steps: int
     learning_rate: float
     window: int = WINDOW
+    characters: bool = False
 
 
 _BERT = {
     "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512,
     "max_position_embeddings": SHORT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    "initializer_range": 0.05,
 }  # fmt: skip
 _GPT = {
     "n_embd": 128,
@@ -73,34 +73,52 @@ _T5 = {
 
 FAMILIES = {
     "gpt": Family("GPT2LMHeadModel", _GPT, "causal", 500, 2e-3),
-    "bert": Family("BertForMaskedLM", _BERT, "masked", 1200, 1.5e-3, SHORT),
+    "bert": Family("BertForMaskedLM", _BERT, "masked", 700, 1e-3, SHORT, characters=True),
     "llama": Family("LlamaForCausalLM", _LLAMA, "causal", 400, 2e-3),
     "t5": Family("T5ForConditionalGeneration", _T5, "pairs", 400, 3e-3),
 }
 
 
-def tokenizer_for(text: str) -> transformers.PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on ``text``."""
-    inner = Tokenizer(models.BPE(unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )  # fmt: skip
-    inner.train_from_iterator([text], trainer)
+def tokenizer_for(text: str, family: Family) -> transformers.PreTrainedTokenizerFast:
+    """Byte pairs trained on ``text``, or its characters."""
+    if family.characters:
+        known = {token: number for number, token in enumerate((*SPECIAL, *sorted(set(text))))}
+        inner = Tokenizer(models.WordLevel(known, unk_token="[UNK]"))
+        inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        inner.decoder = decoders.Fuse()
+    else:
+        inner = Tokenizer(models.BPE(unk_token="[UNK]"))
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        inner.train_from_iterator([text], trainer)
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=WINDOW, **names)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=family.window, **names)
 
 
-def build(family: Family, seed: int, overrides: dict[str, Any]) -> nn.Module:
-    """The model with weights from ``seed``; a local fork keeps the global generator as it was."""
+def build(family: Family, seed: int, vocabulary: int) -> nn.Module:
+    """The model with weights from ``seed``; a local fork keeps the global generator as it was.
+
+    A masked model's position table starts as sinusoids: from a random one it takes thousands of updates until it finds
+    out that neighbours matter.
+    """
     cls = getattr(transformers, family.model)
-    ids = {"pad_token_id": PAD, "bos_token_id": 2, "eos_token_id": 3, "vocab_size": VOCABULARY}
-    config = cls.config_class(**(family.config | ids | overrides))
+    ids = {"pad_token_id": PAD, "bos_token_id": 2, "eos_token_id": 3, "vocab_size": vocabulary}
+    config = cls.config_class(**(family.config | ids))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cls(config)
+        model = cls(config)
+    if family.objective == "masked":
+        table = model.get_parameter("bert.embeddings.position_embeddings.weight")
+        rates = 100.0 ** -torch.linspace(0, 1, table.shape[1] // 2)
+        angles = torch.arange(len(table))[:, None] * rates
+        table.data = 0.05 * torch.cat([angles.sin(), angles.cos()], 1)
+    return model  # type: ignore[no-any-return]
 
 
 def loss_of(model: nn.Module, family: Family, windows: Tensor, chance: torch.Generator) -> Tensor:
@@ -169,12 +187,12 @@ def main() -> None:
     text = given.text.read_text(encoding="utf-8")
     cut = len(text) * 9 // 10
     given.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = tokenizer_for(text[:cut])
-    training, held_out = (
-        torch.tensor(tokenizer(part, verbose=False)["input_ids"]) for part in (text[:cut], text[cut:])
-    )
+    kit = {}
     for name, family in FAMILIES.items():
-        save_data(given.out, name, family, training, held_out)
+        tokenizer = tokenizer_for(text[:cut], family)
+        parts = [torch.tensor(tokenizer(part, verbose=False)["input_ids"]) for part in (text[:cut], text[cut:])]
+        save_data(given.out, name, family, *parts)
+        kit[name] = tokenizer, parts[0]
     for number, letter in enumerate("ab"):
         for name, family in FAMILIES.items():
             folder = given.out / f"{name}-{letter}"
@@ -182,7 +200,8 @@ def main() -> None:
                 continue
             print(folder.name, flush=True)
             began = time.perf_counter()
-            model = build(family, seed=100 + number, overrides={})
+            tokenizer, training = kit[name]
+            model = build(family, 100 + number, len(tokenizer))
             steps = max(2, int(family.steps * given.scale))
             loss = train(model, family, training, seed=200 + number, steps=steps)
             model.save_pretrained(folder)  # type: ignore[operator]

@@ -169,10 +169,7 @@ def remarks(rows: list[dict[str, Any]], settings: Settings) -> list[str]:
         )
     if all(row["finetuned"] <= max(by_name[name]["finetuned"] for name in PARENTS) for row in fused):
         said.append("After finetuning, no fused model is better than the better parent finetuned alike.")
-    soft = {row["method"]: row["regulariser"] for row in fused if "regulariser" in row}
-    if soft:
-        found = ", ".join(f"{value:g} ({name})" for name, value in soft.items())
-        said.append(f"Softness chosen on {settings.probe} unlabelled training images: {found}.")
+    said += [f"{row['method']}: {row['softness']}." for row in fused if "softness" in row]
     return said
 
 
@@ -192,8 +189,9 @@ def _fused(recipe: str, options: dict[str, Any], parents: list[nn.Module], data:
     began = time.perf_counter()
     fused = pipeline.fuse(parents, recipe=recipe, data=data.probe, options=options, seed=0)
     notes: dict[str, Any] = {"seconds": round(time.perf_counter() - began, 2), "notes": list(fused.report.notes)}
-    if "otfusion.regulariser" in options:
-        notes["regulariser"] = fused.report.recipe.otfusion.regulariser
+    chosen = [note for note in fused.report.notes if note.startswith("regulariser")]
+    if chosen:  # what `auto` kept, on which images, and how the other values did
+        notes["softness"] = chosen[0]
     return Candidate(recipe, (fused.model,), notes)
 
 
