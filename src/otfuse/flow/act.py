@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Element:
-    """One element of the group of a space: ``order[copies, size]`` (new unit ``u`` is old ``order[c, u]``), or, for
-    rotary spaces, ``angles[copies, size]`` in radians.
+    """One element of the group of a space.
+
+    It is ``order[copies, size]`` (new unit ``u`` is old ``order[c, u]``), or ``angles[copies, size]`` in radians for a
+    rotary space.
     """
 
     space: Space

@@ -11,7 +11,7 @@ from otfuse.flow.parts import Part, rerouted, take_apart
 from otfuse.flow.reach import Reach
 from otfuse.flow.tokens import token_axis
 from otfuse.flow.value import values_in
-from otfuse.flow.walk import Walk
+from otfuse.flow.walk import walk
 from otfuse.flow.whereabouts import where
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 def flow_nodes(program: Program, facts: Facts, spaces: dict[int, list[Space]]) -> tuple[FlowNode, ...]:
     """All layer-level nodes in the order of the forward pass; ``spaces`` are those of every leaf."""
-    parts, went = take_apart(Walk(program, facts).run().found)
+    parts, went = take_apart(walk(program, facts).found)
     reach = Reach(program)
-    nodes = []
+    nodes = list[FlowNode]()
     for index, part in enumerate(parts):
         found = part.found
         readings = tuple(new for r in found.readings for new in rerouted(r, went))

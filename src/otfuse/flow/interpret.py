@@ -40,7 +40,7 @@ def interpret(program: Program) -> Facts:
 
 
 def _placeholder(facts: Facts, program: Program, node: fx.Node, *, is_live: bool) -> None:
-    held = node.meta.get("val")
+    held: Any = node.meta.get("val")
     if node.name in program.parameters:
         name = program.parameters[node.name]
         if name not in facts.stored:  # tied weights are one member

@@ -16,9 +16,9 @@ def require_match(anchor: FlowGraph, source: FlowGraph, names: tuple[str, str]) 
     Sizes may differ: along spaces, not along pinned axes (classes, vocabulary, places).
     """
     where = f"{names[1]} cannot be fused into {names[0]}"
-    ours, theirs = {n for n in anchor.shapes}, {n for n in source.shapes}
+    ours, theirs = set(anchor.shapes), set(source.shapes)
     if ours != theirs:
-        odd = sorted(ours ^ theirs)[0]
+        odd = min(ours ^ theirs)
         side = "the anchor" if odd in ours else "the source"
         raise MatchError(
             f"{where}: their architectures differ (only {side} has {odd!r}); "

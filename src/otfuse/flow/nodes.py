@@ -101,6 +101,11 @@ def beside(ids: torch.Tensor, found: Row) -> list[Reading]:
     return [reading("beside", other) for other in rows if other is not None and other.dims == found.dims]
 
 
+def passed(value: Units, found: Row) -> list[Reading]:
+    """What arrives unit by unit, and what stands beside it."""
+    return [reading("input", found), *beside(value.ids, found)]
+
+
 def same_units(one: Units, other: Units) -> bool:
     """Whether two values carry the same units of the same nodes, element by element."""
     shape = torch.broadcast_shapes(one.ids.shape, other.ids.shape)

@@ -99,8 +99,9 @@ class Op:
         return Value(axes, any(v.derived for v in values), points)
 
     def contract(self, inner: Axis, aligned: Sequence[Axis] = (), kept: Sequence[Axis] = ()) -> None:
-        """``inner`` is summed over; ``aligned`` are the axes on which both sides have the same index, ``kept`` all axes
-        of the operands that remain.
+        """``inner`` is summed over.
+
+        ``aligned`` are the axes on which both sides have the same index, ``kept`` all axes of the operands that remain.
         """
         self.facts.contractions.append((inner, tuple(aligned), tuple(kept)))
 

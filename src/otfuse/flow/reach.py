@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from otfuse.flow.registry import Family, entry_of, operator_name
+from otfuse.flow.registry import Family, argument, entry_of, operator_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,13 +101,10 @@ class Reach:
 
     def _cat(self, user: fx.Node, node: fx.Node, after: torch.Tensor) -> torch.Tensor | None:
         parts = list(user.args[0])  # type: ignore[arg-type]
-        dim = int(user.args[1]) if len(user.args) > 1 else 0  # type: ignore[call-overload]
+        dim = int(argument(user, 1, "dim", 0))
         sizes = [p.meta["val"].shape[dim] for p in parts]
         pieces = [m for p, m in zip(parts, after.split(sizes, dim), strict=True) if p is node]
-        mask = pieces[0].clone()
-        for other in pieces[1:]:
-            mask |= other
-        return mask
+        return torch.stack(pieces).any(0)
 
 
 def _summed_to(mask: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

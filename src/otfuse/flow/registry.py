@@ -78,6 +78,11 @@ def operator_name(node: fx.Node) -> str:
     return str(schema.name).removeprefix("aten::")
 
 
+def argument(node: fx.Node, index: int, name: str = "", default: Any = None) -> Any:
+    """An argument by position, else by keyword, else the default."""
+    return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+
+
 def entry_of(node: fx.Node) -> Entry | None:
     """The rule for a node: by name, else by the tag ``pointwise`` of the operator, else None."""
     load()

@@ -33,8 +33,10 @@ _CONTROLS = 3  # members left out one at a time
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verification:
-    """``error``: relative change of the outputs when every space moves; ``control``: the smallest relative change when
-    one member is left out (infinite if no space has two members).
+    """What the gate found.
+
+    ``error``: relative change of the outputs when every space moves; ``control``: the smallest relative change when one
+    member is left out (infinite if no space has two members).
     """
 
     error: float
@@ -183,7 +185,7 @@ def _in_double(on: bool) -> Iterator[None]:  # noqa: FBT001  # a switch is what 
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _NoSingle():
+        with _NoSingle():  # type: ignore[no-untyped-call]
             yield
     finally:
         torch.set_default_dtype(default)

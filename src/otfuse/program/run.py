@@ -76,7 +76,7 @@ class Runner:
     def _step(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
         if self._double:
-            args, kwargs = fx.node.map_aggregate((args, kwargs), _raise)  # type: ignore[misc]
+            args, kwargs = fx.node.map_aggregate((args, kwargs), _raise)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _walk(self, env: dict[fx.Node, Any], names: frozenset[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -89,4 +89,5 @@ class Runner:
 
 
 def _raise(value: Any) -> Any:
-    return torch.float64 if value is torch.float32 else value
+    narrow = isinstance(value, torch.dtype) and value in (torch.float32, torch.float16, torch.bfloat16)
+    return torch.float64 if narrow else value

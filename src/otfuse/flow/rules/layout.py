@@ -6,6 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from otfuse.flow.axes import Axis, MisfitError
+from otfuse.flow.dimensions import dimension_order
 from otfuse.flow.op import Op
 from otfuse.flow.registry import Family, rule
 from otfuse.flow.rules.stack import unstacked_later
@@ -66,24 +67,6 @@ def permute(op: Op) -> Any:
     x = op.value(0)
     order = dimension_order(op.name, [op.arg(i) for i in range(1, len(op.node.args))], len(x.axes))
     return x.relaid([x.axes[d] for d in order], order)
-
-
-def dimension_order(name: str, arguments: Sequence[Any], rank: int) -> list[int]:
-    """For every dimension of the result: which dimension of the operand it was."""
-    order = list(range(rank))
-    if name in ("t", "numpy_T"):
-        return order[::-1]
-    if name == "permute":
-        return [d % rank for d in arguments[0]]
-    first, second = arguments[0], arguments[1]
-    if name == "movedim":
-        if not isinstance(first, int):
-            raise MisfitError("movedim of several dimensions")
-        order.insert(second % rank, order.pop(first % rank))
-        return order
-    i, j = first % rank, second % rank
-    order[i], order[j] = order[j], order[i]
-    return order
 
 
 @rule("unsqueeze", family=Family.LAYOUT)

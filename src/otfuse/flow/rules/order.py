@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from otfuse.flow.dimensions import reduced_dimensions
 from otfuse.flow.op import Op
 from otfuse.flow.registry import UNKNOWN, Family, rule
 from otfuse.flow.value import Value
@@ -67,10 +68,7 @@ def ordered(op: Op) -> Any:
 def reduction(op: Op) -> Any:
     """The axis is summed over."""
     x = op.value(0)
-    given = op.arg(2 if op.name in ("norm", "linalg_vector_norm") else 1, "dim")
-    if isinstance(given, bool) or given is None or given == []:
-        given = list(range(len(x.axes)))
-    dims = [d % len(x.axes) for d in ([given] if isinstance(given, int) else given)]
+    dims = reduced_dimensions(op.node, len(x.axes))
     for d in dims:
         rest = [a for i, a in enumerate(x.axes) if i != d]
         op.contract(x.axes[d], rest, [a for i, a in enumerate(x.axes) if i not in dims])

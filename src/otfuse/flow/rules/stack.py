@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from otfuse.flow.dimensions import dimension_order
 from otfuse.flow.registry import UNKNOWN, operator_name
 from otfuse.flow.value import Stacked, Value
 
@@ -56,20 +57,16 @@ def on_stack(op: Op) -> Any:
 
 
 def _followed(name: str, arguments: Sequence[Any], rank: int, dim: int) -> int | None:
-    from otfuse.flow.rules.layout import dimension_order
-
     if name in ("transpose", "permute"):
         return dimension_order(name, arguments[1:], rank).index(dim)
     if name == "unsqueeze":
-        return dim + (arguments[1] % (rank + 1) <= dim)
+        return dim + int(arguments[1] % (rank + 1) <= dim)
     if name == "squeeze" and len(arguments) > 1 and isinstance(arguments[1], int):
-        return dim - (arguments[1] % rank < dim)
+        return dim - int(arguments[1] % rank < dim)
     return dim if name in _SAME else None
 
 
 def _reordered(stack: Stacked, op: Op, rank: int) -> Stacked:
-    from otfuse.flow.rules.layout import dimension_order
-
     order = dimension_order(op.name, [op.arg_raw(i, None) for i in range(1, len(op.node.args))], rank)
     inner = [d - (d > stack.dim) for d in order if d != stack.dim]
     return Stacked(order.index(stack.dim), tuple(p.relaid([p.axes[d] for d in inner], inner) for p in stack.pieces))

@@ -1,0 +1,40 @@
+"""Which dimensions an operator names, read from its arguments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from otfuse.flow.axes import MisfitError
+from otfuse.flow.registry import argument, operator_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import fx
+
+
+def dimension_order(name: str, arguments: Sequence[Any], rank: int) -> list[int]:
+    """For every dimension of a transposed or permuted result: which dimension of the operand it was."""
+    order = list(range(rank))
+    if name in ("t", "numpy_T"):
+        return order[::-1]
+    if name == "permute":
+        return [d % rank for d in arguments[0]]
+    first, second = arguments[0], arguments[1]
+    if name == "movedim":
+        if not isinstance(first, int):
+            raise MisfitError("movedim of several dimensions")
+        order.insert(second % rank, order.pop(first % rank))
+        return order
+    i, j = first % rank, second % rank
+    order[i], order[j] = order[j], order[i]
+    return order
+
+
+def reduced_dimensions(node: fx.Node, rank: int) -> list[int]:
+    """The dimensions that a reduction sums over: all of them unless some are named."""
+    position = 2 if operator_name(node) in ("norm", "linalg_vector_norm") else 1
+    given = argument(node, position, "dim")
+    if isinstance(given, bool) or given is None or given == []:
+        return list(range(rank))
+    return [int(d) % rank for d in ([given] if isinstance(given, int) else given)]

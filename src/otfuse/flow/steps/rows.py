@@ -1,0 +1,95 @@
+"""Norms, lookups, reductions and pools: units come through, places may not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from otfuse.core.graph import NodeKind, Piece
+from otfuse.flow.carried import Held, Reduced, Units, at_place, row, unit_dims
+from otfuse.flow.dimensions import reduced_dimensions
+from otfuse.flow.nodes import passed
+from otfuse.flow.registry import argument, operator_name
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx
+
+    from otfuse.flow.trail import Trail
+
+
+def norm(trail: Trail, node: fx.Node) -> Any:
+    """The units that came in, divided by a statistic; gains, biases and running statistics are pieces."""
+    value, shape = trail.units(node.args[0]), trail.shape(node)
+    found = row(value.ids) if value is not None else None
+    if value is None or found is None:
+        return None
+    batch = operator_name(node) in ("batch_norm", "instance_norm", "group_norm")
+    pieces = []
+    for item in [*node.args[1:], *node.kwargs.values()]:
+        held = trail.carried(item)
+        if isinstance(held, Held):
+            lead = 1 if batch else len(shape) - len(held.index)
+            for axis, index in enumerate(held.index):
+                places = at_place(_aligned(index, lead + axis, shape), found)
+                if places is not None:
+                    pieces.append(Piece(held.tensor, writes=(axis, places)))
+    readings = passed(value, found)
+    return Units(trail.nodes.add(NodeKind.NORM, node, shape, found.dims, readings=readings, pieces=pieces))
+
+
+def _aligned(index: torch.Tensor, dim: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Positions along a stored axis, expanded to the value's shape; a vector lies along ``dim``."""
+    if index.ndim == 1:
+        index = index.reshape([-1 if d == dim else 1 for d in range(len(shape))])
+    return index.expand(shape)
+
+
+def lookup(trail: Trail, node: fx.Node) -> Any:
+    """A row of a stored table is a source; rows of a value keep their units."""
+    shape, held = trail.shape(node), trail.carried(node.args[0])
+    if operator_name(node) == "embedding" and isinstance(held, Held):
+        pieces = [Piece(held.tensor, writes=(1, held.index[1][0].numpy().copy()))] if held.index[1].numel() else []
+        return Units(trail.nodes.add(NodeKind.SOURCE, node, shape, (len(shape) - 1,), pieces=pieces))
+    value = trail.units(node.args[0])
+    places = _indexed(node, value.ids.ndim) if value is not None else None
+    if value is None or places is None or set(places) & set(unit_dims(value.ids)):
+        return None
+    ids = value.ids
+    for d in sorted(places, reverse=True):
+        ids = ids.select(d, 0)
+    return Units(ids.expand(shape), value.normalised) if places == list(range(len(places))) else None
+
+
+def _indexed(node: fx.Node, rank: int) -> list[int] | None:
+    """Dimensions that are read by number."""
+    name = operator_name(node)
+    if name == "index":
+        return [i for i, given in enumerate(argument(node, 1)) if given is not None]
+    return [int(argument(node, 1)) % rank] if name == "index_select" else None
+
+
+def reduction(trail: Trail, node: fx.Node) -> Any:
+    """Summed over units: a statistic. Summed over places: the units that stand there."""
+    value, shape = trail.carried(node.args[0]), trail.shape(node)
+    if not isinstance(value, Units):
+        return value if isinstance(value, Reduced) else None
+    kept, rank = value.ids, value.ids.ndim
+    gone = reduced_dimensions(node, rank)
+    if set(gone) & set(unit_dims(value.ids)):
+        return Reduced()
+    for d in sorted(gone, reverse=True):
+        last = kept.shape[d] - 1
+        kept = kept.narrow(d, last, 1) if len(shape) == rank else kept.select(d, last)
+    return Units(kept, value.normalised)
+
+
+def pool(trail: Trail, node: fx.Node) -> Any:
+    """Places change in number, units pass."""
+    value, shape = trail.carried(node.args[0]), trail.shape(node)
+    if not isinstance(value, Units):
+        return None
+    ids = value.ids
+    for d in range(ids.ndim):
+        if ids.shape[d] != shape[d]:
+            ids = ids.narrow(d, 0, 1)
+    return Units(ids.expand(shape))
