@@ -45,8 +45,8 @@ def rows_of(models: Path, name: str, progress: Any) -> list[dict[str, Any]]:
             seconds = time.perf_counter() - began
             score = pipeline.evaluate_checkpoints([str(out)], data)[0]
         assert result.report is not None
-        used = result.report.recipe.otfusion.regulariser
-        label = f"{recipe}, softness {used:g} chosen" if options and isinstance(used, float) else recipe
+        chosen_by = [note.split(" (")[0] for note in result.report.notes if note.startswith("regulariser")]
+        label = ", ".join([recipe, *chosen_by])
         gate = result.report.gate or {}
         rows.append(
             {**score, "model": label, "seconds": round(seconds, 1), "gate": gate, "notes": list(result.report.notes)}
