@@ -51,5 +51,9 @@ class MatchError(OtfuseError):
     """Two models cannot be fused because their graphs differ."""
 
 
+class TrainError(OtfuseError):
+    """Training cannot go on: nothing to train, a loss that is not finite, or progress that is not this run's."""
+
+
 class SolveError(OtfuseError):
     """A transport problem is malformed (shapes, marginals, values that are not finite)."""

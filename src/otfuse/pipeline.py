@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from otfuse.io.card import fusion_json, model_card
 from otfuse.measure.clock import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from otfuse.core.dataset import Dataset
     from otfuse.core.graph import FlowGraph
@@ -38,7 +39,9 @@ DEFAULT_RECIPE = "otfusion-wts"  # needs no data; `aligned` takes its place when
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fused:
-    """``model``: a module of the anchor's class; ``maps``: by space id, of the first source (``all_maps``: of every
+    """What :func:`fuse` made.
+
+    ``model``: a module of the anchor's class; ``maps``: by space id, of the first source (``all_maps``: of every
     source); ``report``: what was done and what it cost.
     """
 
@@ -83,7 +86,7 @@ def fuse(
     model's inputs, unlabelled; ``options`` dotted keys laid over the recipe (``{"otfusion.solver": "emd"}``).
     Raises a subclass of OtfuseError with one sentence for everything that the caller can mend.
     """
-    clock = Clock()
+    clock = _Announcing(progress)
     checked = recipes.read(recipe, dict(options or {}) | ({} if seed is None else {"seed": seed}))
     with clock.stage("load"):
         loaded = given.load(models, device=device)
@@ -117,11 +120,30 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """What ``otfuse fuse`` did: its report (None on a dry run), its plan, and the folder written (None on a dry run)."""
+    """What ``otfuse fuse`` did: its report and the folder written.
+
+    On a dry run it has neither of them, but its plan, and the names of the spaces by id.
+    """
 
     report: Report | None
-    plan: Plan
+    plan: Plan | None
     out: Path | None
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Announcing(Clock):
+    """A clock that tells every stage as it begins and ends."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        super().__init__()
+        self._progress = progress or (lambda _stage, _done, _total: None)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._progress(name, 0, 1)
+        with super().stage(name):
+            yield
+        self._progress(name, 1, 1)
 
 
 def inspect(
@@ -134,12 +156,15 @@ def inspect(
     trust_remote_code: bool = False,
 ) -> Inspection:
     """The flow graph of a checkpoint, and the gate on it."""
-    loaded = given.load([model], allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    side = traced(loaded.modules[0], None)
-    if progress is not None:
-        progress("trace", 1, 1)
-    found = verify_graph(loaded.modules[0], side.program, side.graph, seed=seed) if verify else None
-    return Inspection(side.graph, found)
+    clock = _Announcing(progress)
+    with clock.stage("load"):
+        loaded = given.load([model], allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    with clock.stage("trace"):
+        side = traced(loaded.modules[0], None)
+    if not verify:
+        return Inspection(side.graph, None)
+    with clock.stage("verify"):
+        return Inspection(side.graph, verify_graph(loaded.modules[0], side.program, side.graph, seed=seed))
 
 
 def fuse_checkpoints(
@@ -159,7 +184,8 @@ def fuse_checkpoints(
     progress: Progress | None = None,
 ) -> Result:
     """From checkpoint folders to a checkpoint folder; ``out`` None plans and writes nothing."""
-    clock, kind = Clock(), writer.floating(dtype)
+    clock, kind = _Announcing(progress), writer.floating(dtype)
+    recipe.weights_for(1 + len(sources))  # refused before anything is read
     if out is not None:
         writer.check_target(out)
         writer.check_shard_size(shard_size)
@@ -171,17 +197,18 @@ def fuse_checkpoints(
         inputs = given.dataset(data, loaded) if data is not None else None
     job = Job(loaded.modules, loaded.names, recipe, inputs, None, batch_size, clock, progress)
     if out is None:
-        return Result(None, plan(job.pairs(), recipe), None)
+        pairs = job.pairs()
+        names = {space.id: space.name for space in pairs[0].anchor.graph.spaces}
+        return Result(None, plan(pairs, recipe), None, names)
     tensors, alignments, gate = job.run(verify=verify)
-    planned = plan(job.pairs(), recipe)
     with clock.stage("write"):
         model = assembled(loaded.modules[0], tensors, in_place=True)
         infos, solved = loaded.infos(), tuple(s for a in alignments for s in a.solved)
-        report = Report(recipe, tuple(clock.stages), solved, infos, gate, job.notes(alignments))
-        card = model_card(anchor=infos[0], sources=infos[1:], recipe_yaml=recipe.to_yaml(), gate=gate)
+        report = Report(job.recipe, tuple(clock.stages), solved, infos, gate, job.notes(alignments))
+        card = model_card(anchor=infos[0], sources=infos[1:], recipe_yaml=job.recipe.to_yaml(), gate=gate)
         files = {"README.md": card, "fusion.json": fusion_json(report)}
         writer.write_checkpoint(out, model, loaded.checkpoints[0], dtype=kind, shard_size=shard_size, files=files)
-    return Result(Report(recipe, tuple(clock.stages), solved, infos, gate, report.notes), planned, out)
+    return Result(replace(report, stages=tuple(clock.stages)), None, out)
 
 
 def evaluate_checkpoints(
@@ -196,17 +223,17 @@ def evaluate_checkpoints(
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Scores of models and, last, of their ensemble."""
+    tell = progress or (lambda _stage, _done, _total: None)
     find_device(device)
-    loaded = given.load(models, device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    examples = given.dataset(data, loaded)
-    words = given.special_tokens(loaded)
+    with _Announcing(tell).stage("load"):
+        loaded = given.load(models, device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        examples, words = given.dataset(data, loaded), given.special_tokens(loaded)
     rows = []
     for done, (name, module) in enumerate(zip(loaded.names, loaded.modules, strict=True)):
-        rows.append(
-            {"model": name} | score_row(evaluate(module, examples, batch_size=batch_size, device=device, **words))
-        )
-        if progress is not None:
-            progress("evaluate", done + 1, len(models))
+        tell("evaluate", done, len(models))
+        score = evaluate(module, examples, batch_size=batch_size, device=device, **words)
+        rows.append({"model": name} | score_row(score))
+        tell("evaluate", done + 1, len(models))
     if ensemble:
         score = evaluate_ensemble(loaded.modules, examples, batch_size=batch_size, device=device, **words)
         rows.append({"model": "ensemble"} | score_row(score))
@@ -221,16 +248,24 @@ def finetune_checkpoint(
     *,
     progress: Progress | None = None,
     restart: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Train a checkpoint further and write the result; a run that was cut off goes on."""
+    """Train a checkpoint further and write the result; a run that was cut off goes on, wherever that was."""
+    from otfuse.train import progress as kept
     from otfuse.train.finetune import finetune
     from otfuse.train.options import FinetuneOptions
 
     checked = FinetuneOptions(**options)
-    writer.check_target(out)
-    loaded = given.load([model])
-    examples = given.dataset(data, loaded)
+    if checked.device is not None:
+        find_device(checked.device)
+    written = not restart and kept.Progress.beside(out).saved and (out / "config.json").is_file()
+    if not written:  # else the run was killed between writing its result and its last act
+        writer.check_target(out)
     tell = progress or (lambda _stage, _done, _total: None)
+    with _Announcing(tell).stage("load"):
+        loaded = given.load([model], allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        examples = given.dataset(data, loaded)
     trained = finetune(
         loaded.modules[0],
         examples,
@@ -240,7 +275,7 @@ def finetune_checkpoint(
         restart=restart,
         **given.special_tokens(loaded),
     )
-    if trained.is_main:
+    if trained.is_main and not (written and writer.holds(out, trained.model)):
         writer.write_checkpoint(out, trained.model, loaded.checkpoints[0])
     trained.finish()
     return {"model": model, "out": str(out), "steps": trained.steps, "examples": trained.examples, "loss": trained.loss}

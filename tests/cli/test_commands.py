@@ -111,12 +111,12 @@ def test_dry_run_needs_no_out_and_writes_nothing(otfuse, pipeline):
 
     def fuse(anchor, sources, out, **_):
         assert out is None
-        return SimpleNamespace(report=None, plan=plan, out=None)
+        return SimpleNamespace(report=None, plan=plan, out=None, names={"s": "stream"})
 
     pipeline(fuse_checkpoints=fuse)
     assert json.loads(otfuse("fuse", "a", "b", "--dry-run", "--json").out) == {
         "out": None,
-        "spaces": [{"id": "s", "kind": "stream", "anchor": 8, "source": 8}],
+        "spaces": [{"id": "s", "name": "stream", "kind": "stream", "anchor": 8, "source": 8}],
         "problems": [{"name": "layers.0.mlp", "anchor": 16, "source": 32, "method": "sinkhorn"}],
         "memory_mib": 12.0,
     }
@@ -147,7 +147,10 @@ def test_finetune_hands_over_only_what_was_given(otfuse, pipeline, tmp_path):
         "finetune", "m", "--data", "d", "--out", tmp_path / "o", "--steps", "5", "--learning-rate", "1e-3", "--json"
     )
     assert json.loads(ran.out) == {"loss": 0.1}
-    assert (asked["options"], asked["restart"]) == ({"steps": 5, "learning_rate": 1e-3}, False)
+    del asked["progress"]
+    assert asked == {
+        "options": {"steps": 5, "learning_rate": 1e-3}, "restart": False, "allow_pickle": False, "trust_remote_code": False,
+    }  # fmt: skip
 
 
 def test_finetune_interrupted_says_how_to_go_on(otfuse, pipeline, tmp_path):
@@ -195,7 +198,7 @@ def test_the_pipeline_takes_what_the_commands_give(name):
             "recipe", "data", "device", "verify", "dtype", "shard_size", "allow_pickle", "trust_remote_code", "batch_size", "progress",
         },
         "evaluate_checkpoints": {"ensemble", "batch_size", "device", "allow_pickle", "trust_remote_code", "progress"},
-        "finetune_checkpoint": {"progress", "restart"},
+        "finetune_checkpoint": {"progress", "restart", "allow_pickle", "trust_remote_code"},
     }  # fmt: skip
     assert keywords[name] <= set(inspect.signature(getattr(module, name)).parameters)
 

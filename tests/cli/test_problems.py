@@ -19,7 +19,7 @@ class OutOfMemoryError(RuntimeError):
 CASES = {
     "ours": (DataError("d.npz: no array named 'x';\n give one"), 1, "d.npz: no array named 'x'; give one"),
     "usage": (UsageError("--out is missing"), 2, "--out is missing"),
-    "interrupt": (KeyboardInterrupt(), 130, "interrupted, nothing was written"),
+    "interrupt": (KeyboardInterrupt(), 130, "interrupted; nothing unfinished was left behind"),
     "memory": (MemoryError(), 1, "out of memory"),
     "device memory": (OutOfMemoryError("CUDA out of memory"), 1, "out of memory"),
     "allocator": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
@@ -123,4 +123,4 @@ def test_a_polite_kill_is_an_interruption():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (130, "")
-    assert ran.stderr == "otfuse: interrupted, nothing was written\n"
+    assert ran.stderr == "otfuse: interrupted; nothing unfinished was left behind\n"

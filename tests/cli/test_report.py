@@ -128,3 +128,15 @@ def test_the_figure_is_written(tmp_path):
     rows = [{"method": "parent", "one_shot": 0.97}, {"method": "vanilla", "one_shot": 0.1, "finetuned": 0.95}]
     figure.figure(rows, tmp_path / "f.png")
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("encoder.block.0.layer.0.SelfAttention.q", "encoder.block.0\u2026SelfAttention.q"),
+        ("decoder.block.{0..1}.layer.1.EncDecAttention.q", "decoder\u2026{0..1}\u2026EncDecAttention.q"),
+        ("decoder.block.{0..1}.layer.0.SelfAttention.q", "decoder.block.{0..1}\u2026SelfAttention.q"),
+    ],
+)
+def test_a_shortened_name_keeps_what_tells_it_from_others(name, short):
+    assert table.fit(name, 36) == short

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from otfuse.cli import demo, evaluate, finetune, fuse, inspect, recipes
+from otfuse.cli.output import say
 from otfuse.cli.problems import INTERRUPTED, sentence, status
+from otfuse.errors import OtfuseError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -66,10 +68,13 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:  # the one place where every problem becomes a sentence
         if os.environ.get("OTFUSE_DEBUG"):
             raise
-        typer.echo(f"otfuse: {sentence(error)}", err=True)
+        if not isinstance(error, OtfuseError):  # of several processes, each may have a bug of its own
+            typer.echo(f"otfuse: {sentence(error)}", err=True)
+        else:
+            say(f"otfuse: {sentence(error)}")
         sys.exit(status(error))
     if code == 130:
-        typer.echo(f"otfuse: {INTERRUPTED}", err=True)
+        say(f"otfuse: {INTERRUPTED}")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -15,36 +15,48 @@ def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder.")],
     data: options.Data,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a run that was cut off there goes on.")],
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the data.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the data; 3 by default.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps, instead of --epochs.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Examples per step, over all processes.")
+        int | None, typer.Option("--batch-size", min=1, help="Examples per step, over all processes; 32 by default.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak of the cosine.")] = None,
-    weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Of AdamW.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Peak of the cosine; 5e-5 by default.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Of AdamW; 0.01 by default.")] = None,
     warmup: Annotated[
-        float | None, typer.Option("--warmup", min=0, max=1, help="Share of the steps that warm up.")
+        float | None, typer.Option("--warmup", min=0, max=1, help="Share of the steps that warm up; 0.1 by default.")
     ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option("--label-smoothing", min=0, max=1, help="Share given to all classes.")
+        float | None, typer.Option("--label-smoothing", min=0, max=1, help="Share given to all classes; 0 by default.")
     ] = None,
     max_grad_norm: Annotated[
-        float | None, typer.Option("--max-grad-norm", help="Longest gradient; longer ones are cut.")
+        float | None, typer.Option("--max-grad-norm", help="Longest gradient, longer ones are cut; 1 by default.")
     ] = None,
-    mixed_precision: Annotated[str | None, typer.Option("--mixed-precision", help="no, bf16 or fp16.")] = None,
+    mixed_precision: Annotated[
+        str | None, typer.Option("--mixed-precision", help="no, bf16 or fp16; no by default.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="cpu or cuda; what accelerate finds by default.")
     ] = None,
-    save_every: Annotated[int | None, typer.Option("--save-every", min=1, help="Steps between saved states.")] = None,
+    save_every: Annotated[
+        int | None, typer.Option("--save-every", min=1, help="Steps between saved states; 100 by default.")
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Of the order of the examples and of dropout.")
+        int | None, typer.Option("--seed", min=0, help="Of the order of the examples and of dropout; 0 by default.")
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever state --out holds.")] = False,
     as_json: options.Json = False,
+    allow_pickle: options.Pickle = False,
+    trust_remote_code: options.Trust = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Finetune a model: AdamW, cosine with warm-up. Under `accelerate launch -m otfuse.cli` on several processes."""
+    """Finetune a model: AdamW, cosine with warm-up. A run that was cut off goes on when the same command is given again.
+
+    On several devices: accelerate launch --multi_gpu --num_processes 2 -m otfuse.cli finetune ... (this form, with two
+    underscores, also runs two processes on the processor of a machine without devices). The total batch stays the same.
+    """
     given = {
         "epochs": epochs,
         "steps": steps,
@@ -64,7 +76,16 @@ def command(
         from otfuse import pipeline
 
         try:
-            result = pipeline.finetune_checkpoint(model, data, out, chosen, progress=progress, restart=restart)
+            result = pipeline.finetune_checkpoint(
+                model,
+                data,
+                out,
+                chosen,
+                progress=progress,
+                restart=restart,
+                allow_pickle=allow_pickle,
+                trust_remote_code=trust_remote_code,
+            )
         except KeyboardInterrupt:
             raise InterruptedRunError(
                 "interrupted; give the same command again to go on from the last saved state"

@@ -97,10 +97,14 @@ def _print_plan(result: Any, *, as_json: bool) -> None:
     plan = result.plan
     if as_json:
         problems = [dict(zip(("name", "anchor", "source", "method"), p, strict=True)) for p in plan.problems]
-        spaces = [dict(zip(("id", "kind", "anchor", "source"), s, strict=True)) for s in plan.spaces]
+        spaces = [
+            {"id": i, "name": result.names.get(i, i), "kind": kind, "anchor": anchor, "source": source}
+            for i, kind, anchor, source in plan.spaces
+        ]
         output.emit({"out": None, "spaces": spaces, "problems": problems, "memory_mib": plan.memory_mib})
         return
     from otfuse.report import table
 
-    output.show(*table.plan(plan.spaces, plan.problems, plan.memory_mib))
+    named = [(result.names.get(i, i), *rest) for i, *rest in plan.spaces]
+    output.show(*table.plan(named, plan.problems, plan.memory_mib))
     output.say("otfuse: a dry run, nothing was written")

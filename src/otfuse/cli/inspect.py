@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from otfuse.cli import options, output
-from otfuse.errors import OutputError
+from otfuse.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from otfuse.core.graph import FlowGraph
@@ -28,6 +28,8 @@ def command(
     verbose: options.Verbose = False,
 ) -> None:
     """Derive the flow graph of a model: its spaces of interchangeable units, and what each tolerates."""
+    if seed >= 2**63:  # what a torch generator takes
+        raise UsageError(f"--seed {seed}: give a number below 2^63")
     with output.reporting(quiet=quiet, verbose=verbose) as progress:
         from otfuse import pipeline
 

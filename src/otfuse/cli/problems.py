@@ -8,7 +8,7 @@ import typer
 
 from otfuse.errors import OtfuseError
 
-INTERRUPTED = "interrupted, nothing was written"
+INTERRUPTED = "interrupted; nothing unfinished was left behind"
 _MEMORY = "out of memory; give a smaller --batch-size, or a machine with more memory"
 
 

@@ -70,7 +70,7 @@ class Recipe(_Closed):
 
     scheme: Literal["average", "otfusion"]
     weights: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(default=None, strict=False)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)  # what a torch generator takes
     otfusion: OTFusion = OTFusion()
 
     @field_validator("weights")

@@ -102,6 +102,8 @@ class Job:
                 "otfusion.regulariser auto: chooses by unlabelled inputs and none were given; give data, or a number"
             )
         best, tried = best_regulariser(self._sides, self.weights, self.data, lambda v: self._mixed(found_with(v)))
+        used = self.recipe.otfusion.model_copy(update={"regulariser": best})
+        self.recipe = self.recipe.model_copy(update={"otfusion": used})  # the report and the card tell what was used
         table = ", ".join(f"{value:g}: {gap:.3f}" for value, gap in tried.items())
         self._chosen = f"regulariser {best:g} chosen by divergence from the parents' mean prediction ({table})"
         return best

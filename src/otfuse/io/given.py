@@ -93,7 +93,7 @@ def input_names(model: nn.Module) -> list[str]:
 
 def settings(model: nn.Module, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """The model's configuration as plain values."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "to_dict"):
         return dict(config.to_dict())
     return checkpoint.config if checkpoint is not None else {}

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from otfuse.errors import OutputError, UsageError
-from otfuse.io.checkpoint import finite
+from otfuse.io.checkpoint import finite, load_model, open_checkpoint
 from otfuse.io.quiet import quiet
 from otfuse.io.staging import nearest, staged, sweep, try_writing
 
@@ -101,6 +101,12 @@ def write_checkpoint(
             _copy_companions(anchor.folder, folder)
         for name, text in (files or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
+
+
+def holds(out: Path, model: nn.Module) -> bool:
+    """Whether the checkpoint at ``out`` is ``model``, in the type in which it was stored; CheckpointError if it is none."""
+    stored, own = load_model(open_checkpoint(out)).state_dict(), model.state_dict()
+    return stored.keys() == own.keys() and all(torch.equal(t, own[name].to(t.dtype)) for name, t in stored.items())
 
 
 def _save(model: nn.Module, folder: Path, shard_size: str | None) -> None:

@@ -27,10 +27,10 @@ def inspected(graph: FlowGraph, verification: Any) -> list[RenderableType]:
         space = graph.spaces[row.indices[0]]
         size = f"{space.copies} x {space.size}" if space.copies > 1 else f"{space.size}"
         if space.pinned:
-            pinned.add_row(fit(row.name), _times(row.count), size, space.pinned)
+            pinned.add_row(fit(row.name, 32), _times(row.count), size, space.pinned)
         else:
             tensors = str(len({m.tensor for m in space.members}))
-            table.add_row(fit(row.name), space.kind, _times(row.count), size, str(space.group), tensors)
+            table.add_row(fit(row.name, 32), space.kind, _times(row.count), size, str(space.group), tensors)
     lines = [f"{graph.parameters:,} parameters, {len(graph.spaces)} spaces, {len(graph.free)} of them free to permute."]
     if any(s.copies > 1 for s in graph.spaces):
         lines.append("Size `4 x 16` is 16 units in each of 4 copies, such as heads; every copy has its own map.")
@@ -69,9 +69,9 @@ def fused(report: Mapping[str, Any]) -> list[RenderableType]:
 def plan(
     spaces: Sequence[tuple[str, str, int, int]], problems: Sequence[tuple[str, int, int, str]], memory_mib: float
 ) -> list[RenderableType]:
-    """What a dry run says: spaces ``(id, kind, anchor, source)``, problems ``(name, anchor, source, method)``, memory."""
+    """What a dry run says: spaces ``(name, kind, anchor, source)``, problems ``(name, anchor, source, method)``, memory."""
     units = _table("space", "kind", ("count", "right"), ("anchor", "right"), ("source", "right"))
-    for row in fold(spaces, lambda s: s[0], lambda s: s[1:]):
+    for row in fold(spaces, lambda s: s[0].removesuffix(f" {s[1]}"), lambda s: s[1:]):
         _, kind, anchor, source = spaces[row.indices[0]]
         units.add_row(fit(row.name), kind, _times(row.count), str(anchor), str(source))
     solves = _table("problem", ("count", "right"), ("size", "right"), "method")
@@ -121,18 +121,24 @@ def _times(count: int) -> str:
     return f"{count} x" if count > 1 else ""
 
 
-def fit(name: str, width: int = 33) -> str:
-    """A dotted name in that width: components in the middle give way, but never those that count blocks."""
+def fit(name: str, width: int = 36) -> str:
+    """A dotted name in that width.
+
+    The shortest components inside give way first, the later before the earlier, a number as if it were a short word;
+    never those that count blocks.
+    """
     parts = re.findall(r"\{[^}]*\}|[^.]+", name)
-    while len(".".join(parts)) > width:
+    while len(short := _joined(parts)) > width:
         inner = [i for i, part in enumerate(parts[1:-1], 1) if part[0] not in "{\u2026"]
         if not inner:
-            break
-        middle = min(inner, key=lambda i: abs(i - len(parts) / 2))
-        parts[middle] = "\u2026"
-        parts = [p for i, p in enumerate(parts) if not (p == "\u2026" and i and parts[i - 1] == p)]
-    short = ".".join(parts).replace(".\u2026.", "\u2026") if "\u2026" in parts else name
-    return short if len(short) <= width else f"{short[: width // 2 - 1]}\u2026{short[-(width // 2) :]}"
+            return f"{short[: width // 2 - 1]}\u2026{short[-(width // 2) :]}"
+        parts[min(inner, key=lambda i: (5 if parts[i].isdigit() else len(parts[i]), -i))] = "\u2026"
+    return short if "\u2026" in parts else name
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """The components with dots between them; any number of those left out is one sign."""
+    return re.sub(r"\.?(?:\u2026\.?)+", "\u2026", ".".join(parts))
 
 
 def _table(*columns: str | tuple[str, str]) -> Table:

@@ -71,7 +71,7 @@ def finetune(
     number of processes; ``restart`` begins anew. The result is the caller's to write; call ``report.finish()`` then.
     ``on_step(step, steps, loss)`` is called after each update, ``step`` counting from one.
 
-    Raises DataError, DeviceError, OutputError, and OtfuseError if the loss is not finite or the progress is another run's.
+    Raises DataError, DeviceError, OutputError, and TrainError if the loss is not finite or the progress is another run's.
     """
     began = time.perf_counter()
     tokens: dict[str, Any] = {"mask_token_id": mask_token_id, "special_ids": tuple(special_ids), "seed": options.seed}

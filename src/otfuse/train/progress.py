@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from otfuse.core.dataset import Dataset
-from otfuse.errors import OtfuseError, OutputError
+from otfuse.errors import OutputError, TrainError
 from otfuse.train.options import FinetuneOptions
 
 FREE = {"save_every", "device"}  # options that may change between a run and its continuation
@@ -40,6 +40,11 @@ class Progress:
     @property
     def _part(self) -> Path:
         return self.folder / "state.part"
+
+    @property
+    def saved(self) -> bool:
+        """Whether there is a state to go on from."""
+        return self._file.exists()
 
     def open(self) -> None:
         """Makes the folder; OutputError if that cannot be, before hours are spent on what could not be kept."""
@@ -69,19 +74,19 @@ class Progress:
         )
 
     def load(self, run: dict[str, Any]) -> dict[str, Any] | None:
-        """The last state written, or None. OtfuseError if it cannot be read or belongs to a run that differs."""
+        """The last state written, or None. TrainError if it cannot be read or belongs to a run that differs."""
         if not self._file.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(self._file, map_location="cpu", weights_only=True)
             old = json.loads(state.pop("run"))
         except Exception:  # noqa: BLE001  whatever a damaged file makes the reader raise, the way out is the same
-            raise OtfuseError(
+            raise TrainError(
                 f"progress in {self.folder} cannot be read; delete the folder or pass --restart to begin anew"
             ) from None
         differs = [key for key in run if run[key] != old.get(key)]
         if differs:
-            raise OtfuseError(
+            raise TrainError(
                 f"{self.folder} holds the progress of another run ({', '.join(differs)} differ); "
                 "delete the folder or pass --restart to begin anew"
             )

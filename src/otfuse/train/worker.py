@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
-from otfuse.errors import DeviceError, OtfuseError
+from otfuse.errors import DeviceError, TrainError
 from otfuse.evaluate.run import find_device
 from otfuse.evaluate.task import Batch, Task
 from otfuse.train.options import FinetuneOptions
@@ -51,7 +51,7 @@ def start(options: FinetuneOptions) -> Accelerator:
     return accelerator
 
 
-class DivergedError(OtfuseError):
+class DivergedError(TrainError):
     """Training left the finite numbers; going on from its progress would only fail again."""
 
 
@@ -158,8 +158,6 @@ class Worker:
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
-        raise OtfuseError(
-            "the model has no parameter to train: all are frozen; set requires_grad where it should learn"
-        )
+        raise TrainError("the model has no parameter to train: all are frozen; set requires_grad where it should learn")
     matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
