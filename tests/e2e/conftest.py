@@ -91,4 +91,6 @@ def shell():
         )
         return Ran(ran.returncode, ran.stdout, ran.stderr)
 
+    run.command = lambda *arguments: [COMMAND, *map(str, arguments)]
+    run.environment = ENVIRONMENT
     return run

@@ -54,8 +54,8 @@ def command(
 ) -> None:
     """Finetune a model: AdamW, cosine with warm-up. A run that was cut off goes on when the same command is given again.
 
-    On several devices: accelerate launch --multi_gpu --num_processes 2 -m otfuse.cli finetune ... (this form, with two
-    underscores, also runs two processes on the processor of a machine without devices). The total batch stays the same.
+    On several devices: accelerate launch --multi_gpu --num_processes N -m otfuse.cli finetune MODEL ...; the batch
+    size is that of all processes together. On a machine without devices the same starts N processes on its processor.
     """
     given = {
         "epochs": epochs,
