@@ -21,7 +21,7 @@ def dimension_order(name: str, arguments: Sequence[Any], rank: int) -> list[int]
     if name == "permute":
         return [d % rank for d in arguments[0]]
     first, second = arguments[0], arguments[1]
-    if name == "movedim":
+    if name in ("movedim", "moveaxis"):
         if not isinstance(first, int):
             raise MisfitError("movedim of several dimensions")
         order.insert(second % rank, order.pop(first % rank))

@@ -69,7 +69,7 @@ def _written(facts: Facts, spaces: dict[int, list[Space]], part: Part) -> tuple[
 def _observation(facts: Facts, reach: Reach, part: Part) -> Observation | None:
     found = part.found
     value = next(values_in(facts.env[found.at]), None)
-    if value is None or found.kind is NodeKind.OUTPUT or not found.dims or found.stored:
+    if value is None or found.kind is NodeKind.OUTPUT or not found.dims or found.stored or 0 in found.dims:
         return None
     return Observation(
         value=found.at.name,

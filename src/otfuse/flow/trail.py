@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from otfuse.core.graph import NodeKind, Piece
-from otfuse.flow.carried import Held, Units, positions_of, row, varying
+from otfuse.flow.carried import Held, Scores, Units, positions_of, row, varying
 from otfuse.flow.nodes import Nodes, reading
 from otfuse.flow.value import values_in
 
@@ -77,7 +77,8 @@ class Trail:
         if not dims:
             return None
         carried = [self.carried(a) for a in node.all_input_nodes]
-        rows = [row(c.ids) for c in carried if isinstance(c, Units)]
+        flows = [u for c in carried for u in ([c.query, c.key] if isinstance(c, Scores) else [c])]
+        rows = [row(c.ids) for c in flows if isinstance(c, Units)]
         readings = [reading("input", found) for found in rows if found is not None]
         return Units(self.nodes.add(NodeKind.OPAQUE, node, self.shape(node), dims, readings=readings))
 

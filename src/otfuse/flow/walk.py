@@ -5,11 +5,13 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, Any
 
-from otfuse.core.graph import NodeKind
-from otfuse.flow.carried import row
+import numpy as np
+
+from otfuse.core.graph import NodeKind, Reading
+from otfuse.flow.carried import Scores, row
 from otfuse.flow.nodes import reading
-from otfuse.flow.registry import Family, entry_of
-from otfuse.flow.steps.linear import attention, contraction, convolution
+from otfuse.flow.registry import Family, entry_of, operator_name
+from otfuse.flow.steps.linear import attention, contraction, convolution, similarity
 from otfuse.flow.steps.meeting import pointwise
 from otfuse.flow.steps.moving import layout
 from otfuse.flow.steps.rows import lookup, norm, pool, reduction
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _STEPS: dict[Family, Callable[[Trail, fx.Node], Any]] = {
     Family.KEEP: lambda trail, node: trail.carried(node.args[0]),
     Family.LAYOUT: layout,
+    Family.ORDER: lambda trail, node: layout(trail, node) if operator_name(node) in ("roll", "flip") else None,
     Family.POINTWISE: pointwise,
     Family.CONTRACTION: contraction,
     Family.CONVOLUTION: convolution,
@@ -57,12 +60,16 @@ def _step(trail: Trail, node: fx.Node) -> Any:
         return items[index] if isinstance(items, (list, tuple)) and isinstance(index, int) else None
     entry = entry_of(node)
     step = _STEPS.get(entry.family) if entry is not None else None
-    return step(trail, node) if step is not None else None
+    found = step(trail, node) if step is not None else None
+    return found if found is not None else trail.opaque(node)
 
 
 def _output(trail: Trail, node: fx.Node) -> None:
-    value = trail.units(node)
+    carried = trail.carried(node)
+    value = similarity(trail, node, carried) if isinstance(carried, Scores) else trail.units(node)
     found = row(value.ids) if value is not None else None
     readings = [reading("input", found)] if found is not None else []
     dims = found.dims if found is not None else ()
+    if isinstance(carried, Scores) and value is not None:
+        readings = [Reading("input", len(trail.nodes.found) - 1, np.arange(trail.nodes.last.size)[:, None])]
     trail.nodes.add(NodeKind.OUTPUT, node, trail.shape(node), dims, readings=readings)

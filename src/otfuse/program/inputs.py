@@ -89,9 +89,7 @@ def _pixels(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Tens
     config = getattr(model, "config", None)
     size = lookup(config, "image_size")
     if size is None:  # fully convolutional: any size divisible by the strides
-        size = 64 if lookup(config, "patch_size", "num_stages", "depths") is not None else None
-    if size is None:
-        return None
+        size = 64
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     channels = lookup(config, "num_channels", "in_channels") or 3
     return torch.randn(batch, channels, int(height), int(width), generator=chance)
@@ -114,7 +112,8 @@ def _features(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Te
 
 
 def _tokens(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Tensor | None:
-    return _draw(getattr(model, "config", None), ("vocab_size",), batch, chance)
+    found = _draw(getattr(model, "config", None), ("vocab_size",), batch, chance)
+    return found if found is not None else torch.randint(32, 127, (batch, _TEXT), generator=chance)  # characters
 
 
 def _decoder_tokens(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Tensor | None:

@@ -36,7 +36,9 @@ def softmax(op: Op) -> Any:
 
 @rule(
     "pointwise", "where", "__and__", "__or__", "__xor__", "floor_divide", "masked_fill", "masked_fill_", "hardswish",
-    "hardswish_", "fill_", "copy_", "lerp", "bitwise_and", "rrelu", "threshold",
+    "hardswish_", "fill_", "copy_", "lerp", "bitwise_and", "rrelu", "threshold", "multiply", "multiply_", "divide",
+    "divide_", "subtract", "subtract_", "absolute", "negative", "greater", "greater_equal", "less", "less_equal",
+    "not_equal", "isclose", "gelu_", "log_sigmoid",
     family=Family.POINTWISE,
 )  # fmt: skip
 def pointwise(op: Op) -> Any:

@@ -22,7 +22,7 @@ def _wild(op: Op, size: int) -> Axis:
     return op.algebra.axis(size, wild=True)
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", family=Family.LAYOUT)
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "ravel", family=Family.LAYOUT)
 def view(op: Op) -> Any:
     """Row-major regrouping; a new dimension that is taken apart index by index later is kept piece by piece."""
     x, out = op.value(0), op.shape
@@ -61,7 +61,7 @@ def _stacked_view(op: Op, x: Value, out: Sequence[int], dim: int) -> Stacked | N
     return Stacked(dim, tuple(pieces))
 
 
-@rule("transpose", "swapaxes", "t", "numpy_T", "permute", "movedim", family=Family.LAYOUT)
+@rule("transpose", "swapaxes", "swapdims", "t", "numpy_T", "permute", "movedim", "moveaxis", family=Family.LAYOUT)
 def permute(op: Op) -> Any:
     """Dimensions in another order."""
     x = op.value(0)
@@ -196,14 +196,16 @@ def slice_(op: Op) -> Any:
 
 @rule("pad", "constant_pad_nd", family=Family.LAYOUT)
 def pad(op: Op) -> Any:
-    """A sum of the axis and pinned margins."""
+    """A sum of the axis and pinned margins; a negative margin cuts."""
     x, margins, axes = op.value(0), op.arg(1), list(op.value(0).axes)
-    if any(n < 0 for n in margins) or op.arg(2, "mode", "constant") not in ("constant", 0, 0.0):
-        raise MisfitError("padding that cuts or repeats")
+    if op.arg(2, "mode", "constant") not in ("constant", 0, 0.0):
+        raise MisfitError("padding that repeats")
     for i in range(len(margins) // 2):
-        dim = len(axes) - 1 - i
-        before, after = ([op.algebra.axis(n, pin="padding")] if n else [] for n in margins[2 * i : 2 * i + 2])
-        axes[dim] = op.algebra.concat([*before, axes[dim], *after])
+        dim, (left, right) = len(axes) - 1 - i, margins[2 * i : 2 * i + 2]
+        length = op.algebra.size(axes[dim])
+        own = op.algebra.slice(axes[dim], max(-left, 0), length + min(right, 0))
+        before, after = ([op.algebra.axis(n, pin="padding")] if n > 0 else [] for n in (left, right))
+        axes[dim] = op.algebra.concat([*before, own, *after])
     return x.with_axes(axes)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from otfuse.core.graph import NodeKind, Piece, Reading
 from otfuse.flow.carried import Held, Scores, Units, row, unit_dims, varying
@@ -12,9 +15,12 @@ from otfuse.flow.nodes import contracted, reading
 from otfuse.flow.registry import argument, operator_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torch import fx
 
+    from otfuse.flow.carried import Row
     from otfuse.flow.trail import Trail
 
 
@@ -57,7 +63,20 @@ def _linear(trail: Trail, node: fx.Node, x: Any, held: Held, inner: int, outer: 
         pieces.append(Piece(bias.tensor, (added[0], np.tile(added[1], count))))
     ids = trail.nodes.add(kind, node, shape, dims, readings=readings, pieces=pieces)
     trail.nodes.last.contracts = True
+    _look_unflattened(trail, node)
     return Units(ids)
+
+
+def _look_unflattened(trail: Trail, node: fx.Node) -> None:
+    """Where batch and tokens are one dimension only for the product, units are seen where they are apart again."""
+    user = next(iter(node.users), None)
+    if len(node.users) != 1 or user is None or len(trail.shape(node)) != 2:
+        return
+    if operator_name(user) in ("view", "reshape", "_unsafe_view"):
+        size, shape = trail.shape(node)[1], trail.shape(user)
+        tail = next((d for d in range(len(shape)) if prod(shape[d:]) == size), 0)
+        if tail > 1:
+            trail.nodes.last.at, trail.nodes.last.dims = user, tuple(range(tail, len(shape)))
 
 
 def _axis(held: Held, dim: int) -> tuple[int, NDArray[np.int64]] | None:
@@ -99,13 +118,42 @@ def attention(trail: Trail, node: fx.Node) -> Any:
 def attend(trail: Trail, node: fx.Node, query: Units, key: Units, value: Units, rank: int) -> Units | None:
     """The attention node: query and key end here, the units of value come out, head by head."""
     shape = trail.shape(node)
-    found = row(value.ids.expand(shape), (rank - 1,))
     asked, answered = row(query.ids, (query.ids.ndim - 1,)), row(key.ids, unit_dims(key.ids))
+    heads = asked.dims[:-1] if asked is not None and query.ids.ndim == rank else ()
+    found = row(value.ids.expand(shape), (*heads, rank - 1))
     if found is None or asked is None or answered is None:
         return None
+    groups = [0]
+    if 0 in found.dims:  # heads laid out along the batch are the same units in every example
+        rows = [(r.units if 0 in r.dims else r.units[None].repeat(shape[0], 0)) for r in (asked, found)]
+        names = [(a.tobytes(), v.tobytes()) for a, v in zip(*rows, strict=True)]
+        groups = [sorted(set(names), key=names.index).index(name) for name in names]
+        asked, answered, found = (_first_heads(r, groups) for r in (asked, answered, found))
     readings = [reading("query", asked), reading("key", answered), reading("value", found)]
     ids = trail.nodes.add(NodeKind.ATTENTION, node, shape, found.dims, readings=readings)
-    trail.nodes.last.heads = int(np.prod([shape[d] for d in found.dims if d != rank - 1] or [1]))
+    if 0 in found.dims:
+        trail.nodes.last.size = found.units.size
+        ids = ids[torch.tensor([groups.index(group) for group in groups])]
+    trail.nodes.last.heads = int(np.prod(found.units.shape[:-1], dtype=np.int64))
+    return Units(ids)
+
+
+def _first_heads(found: Row, groups: Sequence[int]) -> Row:
+    """The row with every head that stands along dimension 0 once."""
+    if 0 not in found.dims:
+        return found
+    first = [groups.index(group) for group in sorted(set(groups))]
+    return replace(found, units=found.units[first])
+
+
+def similarity(trail: Trail, node: fx.Node, scores: Scores) -> Units | None:
+    """Scores that are not used as attention: units of both sides are multiplied one by one and summed."""
+    sides = [(v, row(v.ids, unit_dims(v.ids))) for v in (scores.query, scores.key)]
+    readings = [reading("factor", found) for _, found in sides if found is not None]
+    if len(readings) < 2 or len({len(r.units) for r in readings}) > 1:
+        return None
+    ids = trail.nodes.add(NodeKind.PRODUCT, node, trail.shape(node), (), readings=readings)
+    trail.nodes.last.size = len(readings[0].units)
     return Units(ids)
 
 

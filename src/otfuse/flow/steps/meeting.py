@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from otfuse.flow.trail import Trail
 
-_LINEAR_IN_UNITS = ("mul", "mul_", "div", "div_", "neg", "rsub", "add", "add_", "sub", "sub_", "where", "masked_fill")
-_SUMS = ("add", "add_", "sub", "sub_", "rsub")
-_QUOTIENTS = ("mul", "mul_", "div", "div_")
+_SUMS = ("add", "add_", "sub", "sub_", "rsub", "subtract", "subtract_")
+_QUOTIENTS = ("mul", "mul_", "div", "div_", "multiply", "multiply_", "divide", "divide_")
+_LINEAR_IN_UNITS = (*_SUMS, *_QUOTIENTS, "neg", "negative", "where", "masked_fill")
 
 
 def pointwise(trail: Trail, node: fx.Node) -> Any:

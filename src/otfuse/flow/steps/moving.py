@@ -29,7 +29,7 @@ def layout(trail: Trail, node: fx.Node) -> Any:
         if isinstance(moved, torch.Tensor):
             return Units(moved, first.normalised)
         return [Units(ids, first.normalised) for ids in moved]
-    if isinstance(first, Held):
+    if isinstance(first, Held) and operator_name(node) not in ("pad", "constant_pad_nd"):
         parts = [_moved(trail, node, {operand: index}) for index in first.index]
         if isinstance(parts[0], torch.Tensor):
             return Held(first.tensor, tuple(parts))
@@ -64,5 +64,7 @@ def _moved(trail: Trail, node: fx.Node, known: Mapping[Any, torch.Tensor]) -> An
     """The operator run on numbers instead of values."""
     if operator_name(node) in ("view", "_unsafe_view"):  # numbers may lie in memory in another order than values
         return known[node.args[0]].reshape(trail.shape(node))
+    if operator_name(node) in ("pad", "constant_pad_nd"):  # no unit stands in the margins
+        return torch.nn.functional.pad(known[node.args[0]], argument(node, 1), value=NOTHING)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: known.get(n, n))
     return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -54,10 +54,12 @@ def lookup(trail: Trail, node: fx.Node) -> Any:
     places = _indexed(node, value.ids.ndim) if value is not None else None
     if value is None or places is None or set(places) & set(unit_dims(value.ids)):
         return None
-    ids = value.ids
+    ids, together = value.ids, places == list(range(places[0], places[-1] + 1))
     for d in sorted(places, reverse=True):
         ids = ids.select(d, 0)
-    return Units(ids.expand(shape), value.normalised) if places == list(range(len(places))) else None
+    for _ in range(len(shape) - ids.ndim):  # the numbers' own dimensions stand where the first place was
+        ids = ids.unsqueeze(places[0] if together else 0)
+    return Units(ids.expand(shape), value.normalised)
 
 
 def _indexed(node: fx.Node, rank: int) -> list[int] | None:
@@ -65,7 +67,7 @@ def _indexed(node: fx.Node, rank: int) -> list[int] | None:
     name = operator_name(node)
     if name == "index":
         return [i for i, given in enumerate(argument(node, 1)) if given is not None]
-    return [int(argument(node, 1)) % rank] if name == "index_select" else None
+    return [int(argument(node, 1)) % rank] if name in ("index_select", "gather") else None
 
 
 def reduction(trail: Trail, node: fx.Node) -> Any:
@@ -85,8 +87,8 @@ def reduction(trail: Trail, node: fx.Node) -> Any:
 
 def pool(trail: Trail, node: fx.Node) -> Any:
     """Places change in number, units pass."""
-    value, shape = trail.carried(node.args[0]), trail.shape(node)
-    if not isinstance(value, Units):
+    value, shape = trail.units(node.args[0]), trail.shape(node)
+    if value is None:
         return None
     ids = value.ids
     for d in range(ids.ndim):
