@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from otfuse.core.graph import FlowGraph, Observation, Tokens
+
+
+class Part(NamedTuple):
+    """How much of a batch is real: ``real`` examples of ``size``; the rest fills it up."""
+
+    real: int
+    size: int
 
 
 class RowFilter:
@@ -38,16 +45,16 @@ class RowFilter:
                 "give a smaller window"
             )
 
-    def rows(self, value: torch.Tensor, seen: Observation, share: float = 1.0) -> torch.Tensor:
-        """``[rows, units]`` of a value; ``share`` is the part of the batch that is real (the rest is padding)."""
-        real = round(value.shape[0] * share)
-        value = value[:real]
+    def rows(self, value: torch.Tensor, seen: Observation, part: Part) -> torch.Tensor:
+        """``[rows, units]`` of a value: of what is real of its batch, the places that are compared."""
+        value = _real(value, seen, part)
+        first = len(value)
         places = [d for d in range(1, value.ndim) if d not in seen.dims]
         if 0 in seen.dims:
             raise DataError(
                 f"{seen.value}: units along the batch cannot be observed; this is a fault of the flow graph"
             )
-        value = value.permute(0, *places, *seen.dims).reshape(real, *(value.shape[d] for d in places), -1)
+        value = value.permute(0, *places, *seen.dims).reshape(first, *(value.shape[d] for d in places), -1)
         keep = self._kept(seen, [value.shape[i + 1] for i in range(len(places))], places)
         if keep is None:
             flat = value.reshape(-1, value.shape[-1])
@@ -65,6 +72,19 @@ class RowFilter:
             mask = _window(seen.tokens, self._tokens, shape[at])
             keep &= mask.reshape([-1 if i == at else 1 for i in range(len(shape))])
         return None if keep.all() else keep
+
+
+def _real(value: torch.Tensor, seen: Observation, part: Part) -> torch.Tensor:
+    """The value without what fills the batch up.
+
+    Examples lie along dimension 0, each perhaps several times (windows of an image), or, where that cannot be, along
+    another one (modules that put the tokens first). A value without examples (places, relative positions) is whole.
+    """
+    if part.real == part.size:
+        return value
+    others = [d for d in range(1, value.ndim) if d not in seen.dims and value.shape[d] == part.size]
+    dim = 0 if value.shape[0] % part.size == 0 else next(iter(others), None)
+    return value if dim is None else value.narrow(dim, 0, value.shape[dim] // part.size * part.real)
 
 
 def _window(tokens: Tokens, wanted: str, length: int) -> NDArray[np.bool_]:

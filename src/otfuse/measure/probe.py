@@ -11,6 +11,7 @@ import torch
 
 from otfuse.errors import DataError
 from otfuse.measure.moments import AbsoluteMean, Moments, PairMoments
+from otfuse.measure.observe import Part
 from otfuse.program.run import Runner
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ def pair_moments(
     Both programs advance together, so that at any time only the values between two of them exist.
     """
     sums: dict[int, PairMoments] = {}
-    for share, batch in probe_batches(anchor.program, data, progress):
+    for part, batch in probe_batches(anchor.program, data, progress):
         for index, values in _side_by_side(anchor, source, batch, nodes):
             rows = [
-                keep.rows(value, observation, share).cpu()
+                keep.rows(value, observation, part).cpu()
                 for value, observation in zip(values, (_seen(anchor, index), _seen(source, index)), strict=True)
             ]
             if index not in sums:
@@ -72,7 +73,7 @@ def absolute_means(
     sums = {key: AbsoluteMean([affine for _, affine in parts]) for key, parts in terms.items()}
     wanted = {index for parts in terms.values() for index, _ in parts}
     runner = Runner(anchor.program)
-    for share, batch in probe_batches(anchor.program, data):
+    for part, batch in probe_batches(anchor.program, data):
         names = _names(anchor, sorted(wanted))
         held: dict[int, torch.Tensor] = {}
         for name, value in runner.watch(anchor.weights, batch, frozenset(names)):
@@ -82,7 +83,7 @@ def absolute_means(
             rows = []
             for index, _ in parts:
                 seen = _seen(anchor, index) if len(parts) == 1 else replace(_seen(anchor, index), read=read)
-                rows.append(keep.rows(held[index], seen, share).cpu())
+                rows.append(keep.rows(held[index], seen, part).cpu())
             sums[key].add(*rows)
     return {key: total.value for key, total in sums.items()}
 
@@ -122,14 +123,14 @@ def _side_by_side(
 
 def probe_batches(
     program: Program, data: Dataset, progress: Callable[[int, int], None] | None = None
-) -> Iterator[tuple[float, Inputs]]:
-    """Batches of the program's own size; the last is filled up, and ``share`` of it is real."""
+) -> Iterator[tuple[Part, Inputs]]:
+    """Batches of the program's own size; the last is filled up with its own examples again."""
     size = batch_size(program)
     for done, batch in enumerate(data.batches(size)):
         if progress is not None:
             progress(done * size, data.size)
         rows = np.arange(size) % batch.size
-        yield batch.size / size, as_inputs(program, batch.take(rows))
+        yield Part(batch.size, size), as_inputs(program, batch.take(rows))
     if progress is not None:
         progress(data.size, data.size)
 

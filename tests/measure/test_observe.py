@@ -1,0 +1,24 @@
+"""Which rows of a value are observed when the last batch is filled up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from otfuse.core.graph import Observation
+from otfuse.measure.observe import Part, RowFilter
+
+
+@pytest.mark.parametrize(("first", "kept"), [(4, 1), (8, 2), (1, 1), (3, 3)])
+def test_filling_is_left_out_and_what_is_not_made_per_example_is_whole(first: int, kept: int) -> None:
+    value = torch.arange(first * 5 * 2.0).view(first, 5, 2)
+    seen = Observation(value="v", dims=(2,), units=np.arange(2), read=None, tokens=None)
+    rows = RowFilter("all", "skip").rows(value, seen, Part(1, 4))
+    assert torch.equal(rows, value[:kept].reshape(-1, 2))
+
+
+def test_examples_behind_the_tokens_are_found() -> None:
+    value = torch.arange(5 * 4 * 2.0).view(5, 4, 2)
+    seen = Observation(value="v", dims=(2,), units=np.arange(2), read=None, tokens=None)
+    assert torch.equal(RowFilter("all", "skip").rows(value, seen, Part(3, 4)), value[:, :3].reshape(-1, 2))
