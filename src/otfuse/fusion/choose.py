@@ -56,16 +56,15 @@ def _targets(found: Sequence[Side], weights: Sequence[float], probe: Dataset) ->
 def _departure(
     anchor: Side, fused: Mapping[str, torch.Tensor], probe: Dataset, targets: Sequence[Sequence[torch.Tensor]]
 ) -> float:
-    run, total, count = Runner(anchor.program), 0.0, 0.0
-    for (share, batch), wanted in zip(probe_batches(anchor.program, probe), targets, strict=True):
+    run, total, count = Runner(anchor.program), 0.0, 0
+    for (part, batch), wanted in zip(probe_batches(anchor.program, probe), targets, strict=True):
         for output, target in zip(run(fused, batch), wanted, strict=True):
-            real = round(len(output) * share)
             if output.shape[-1] > 1:
                 gap = (torch.xlogy(target, target) - target * _distribution(output)).sum(-1)
             else:
                 gap = (output - target).square()
-            total += float(gap[:real].double().mean()) * share
-        count += share
+            total += float(gap[: len(gap) // part.size * part.real].double().mean()) * part.real
+        count += part.real
     return total / count
 
 
