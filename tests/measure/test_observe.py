@@ -14,11 +14,5 @@ from otfuse.measure.observe import Part, RowFilter
 def test_filling_is_left_out_and_what_is_not_made_per_example_is_whole(first: int, kept: int) -> None:
     value = torch.arange(first * 5 * 2.0).view(first, 5, 2)
     seen = Observation(value="v", dims=(2,), units=np.arange(2), read=None, tokens=None)
-    rows = RowFilter("all", "skip").rows(value, seen, Part(1, 4))
+    rows = RowFilter("all", "skip").rows(value, seen, Part(real=1, size=4))
     assert torch.equal(rows, value[:kept].reshape(-1, 2))
-
-
-def test_examples_behind_the_tokens_are_found() -> None:
-    value = torch.arange(5 * 4 * 2.0).view(5, 4, 2)
-    seen = Observation(value="v", dims=(2,), units=np.arange(2), read=None, tokens=None)
-    assert torch.equal(RowFilter("all", "skip").rows(value, seen, Part(3, 4)), value[:, :3].reshape(-1, 2))
