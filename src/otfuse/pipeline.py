@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from otfuse.align.plan import Plan, plan
+from otfuse.align.scheme import needs_data
 from otfuse.core import recipe as recipes
 from otfuse.core.report import Report
+from otfuse.errors import DataError
 from otfuse.evaluate.metrics import evaluate, evaluate_ensemble
 from otfuse.evaluate.run import find_device
 from otfuse.flow.verify import Verification, verify_graph
@@ -88,6 +90,7 @@ def fuse(
     """
     clock = _Announcing(progress)
     checked = recipes.read(recipe, dict(options or {}) | ({} if seed is None else {"seed": seed}))
+    _require_data(checked, data)
     with clock.stage("load"):
         loaded = given.load(models, device=device)
         inputs = given.dataset(data, loaded) if data is not None else None
@@ -98,6 +101,14 @@ def fuse(
     solved = tuple(s for a in alignments for s in a.solved)
     report = Report(job.recipe, tuple(clock.stages), solved, loaded.infos(), gate, job.notes(alignments))
     return Fused(model, report, tuple(a.maps for a in alignments))
+
+
+def _require_data(recipe: Recipe, data: object) -> None:
+    if data is None and needs_data(recipe):
+        raise DataError(
+            "this recipe compares activations and no data was given: give unlabelled inputs (--data), or use a recipe "
+            "that compares weights (otfusion-wts) with a regulariser that is a number"
+        )
 
 
 def assembled(anchor: nn.Module, tensors: Mapping[str, torch.Tensor], *, in_place: bool = False) -> nn.Module:
@@ -185,7 +196,9 @@ def fuse_checkpoints(
 ) -> Result:
     """From checkpoint folders to a checkpoint folder; ``out`` None plans and writes nothing."""
     clock, kind = _Announcing(progress), writer.floating(dtype)
-    recipe.weights_for(1 + len(sources))  # refused before anything is read
+    recipe.weights_for(1 + len(sources))  # what is wrong with the recipe is told before anything is read
+    if out is not None:
+        _require_data(recipe, data)
     if out is not None:
         writer.check_target(out)
         writer.check_shard_size(shard_size)

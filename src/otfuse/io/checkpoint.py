@@ -209,16 +209,19 @@ def _from_pretrained(checkpoint: Checkpoint, kind: Any, dtype: torch.dtype | Non
 
 def _refuse_bad_keys(checkpoint: Checkpoint, model: nn.Module, info: dict[str, Any]) -> None:
     said = f"checkpoint {checkpoint.name}: {type(model).__name__}"
+    wrong = "config.json and weights do not belong together"
+    if checkpoint.architecture is None:
+        wrong = "config.json names no class: add it under 'architectures'"
     if mismatched := sorted(info["mismatched_keys"]):
         name, stored, wanted = mismatched[0]
-        msg = f"{said} wants {name!r} with shape {list(wanted)}, the file has {list(stored)}; config.json and weights do not belong together"
+        msg = f"{said} wants {name!r} with shape {list(wanted)}, the file has {list(stored)}; {wrong}"
         raise CheckpointError(msg)
     if missing := sorted(info["missing_keys"]):
-        msg = f"{said} needs {len(missing)} tensors that the files lack, first {missing[0]!r}; config.json and weights do not belong together"
+        msg = f"{said} needs {len(missing)} tensors that the files lack, first {missing[0]!r}; {wrong}"
         raise CheckpointError(msg)
     unexpected = sorted(info["unexpected_keys"])
     if left := [name for name in unexpected if _matters(name, model)]:
-        msg = f"{said} leaves {len(left)} tensors of the files unused, first {left[0]!r}; config.json and weights do not belong together"
+        msg = f"{said} leaves {len(left)} tensors of the files unused, first {left[0]!r}; {wrong}"
         raise CheckpointError(msg)
     if unexpected:
         log.warning("%s leaves %d tensors of the files unused, first %r", said, len(unexpected), unexpected[0])

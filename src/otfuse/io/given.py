@@ -17,14 +17,12 @@ from otfuse.core.report import SourceInfo
 from otfuse.errors import UsageError
 from otfuse.io.checkpoint import Checkpoint, load_model, open_checkpoint
 from otfuse.io.data import from_arrays, load_data
-from otfuse.io.quiet import quiet
+from otfuse.io.text import find_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     Model = nn.Module | str | Path
-
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,10 +109,9 @@ def tensors_hash(model: nn.Module) -> str:
 def special_tokens(loaded: Loaded) -> dict[str, Any]:
     """``mask_token_id`` and ``special_ids`` of the first checkpoint's tokenizer, nothing without one."""
     checkpoint = loaded.checkpoints[0]
-    if checkpoint is None or not any((checkpoint.folder / name).is_file() for name in _TOKENIZER):
+    if checkpoint is None:
         return {}
-    from transformers import AutoTokenizer
-
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+    tokenizer = find_tokenizer(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+    if tokenizer is None:
+        return {}
     return {"mask_token_id": tokenizer.mask_token_id, "special_ids": tuple(tokenizer.all_special_ids)}

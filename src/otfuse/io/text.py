@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, NDArray[np.generic]]
 
+_TOKENIZER = ("tokenizer*", "vocab*", "merges*", "spiece*", "*.model", "*.spm", "*.tiktoken", "*.bpe")
 _BLOCK = 128  # tokens, unless the model takes fewer or the caller says otherwise
 
 
@@ -39,6 +40,8 @@ def read_text(
         body = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
     if not text.strip() or not body.size:
         raise DataError(f"data {path}: the text is empty; give some text")
+    if tokenizer.unk_token_id is not None and (body == tokenizer.unk_token_id).all():
+        raise DataError(f"data {path}: the tokenizer in {folder} knows no word of the text; check its vocabulary files")
     size = min(length - len(before) - len(after), body.size)
     if size < 1:
         raise DataError(
@@ -86,16 +89,25 @@ def _tokenizer(folder: Path | None, path: Path) -> Any:
         raise DataError(
             f"data {path}: text needs a tokenizer, and this model has no folder; give arrays of 'input_ids'"
         )
+    tokenizer = find_tokenizer(folder)
+    if tokenizer is None:
+        raise DataError(
+            f"data {path}: text needs a tokenizer, and {folder} has none that can be read; add its files or give arrays of 'input_ids'"
+        )
+    return tokenizer
+
+
+def find_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The checkpoint's own tokenizer, or None if it has none that can be read."""
+    if not any(path.match(pattern) for path in folder.iterdir() for pattern in _TOKENIZER):
+        return None  # asked without files, transformers makes a tokenizer that knows no word
     try:
         with quiet():
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception:  # noqa: BLE001 - whatever absent or foreign files make transformers raise
-        raise DataError(
-            f"data {path}: text needs a tokenizer, and {folder} has none that can be read; add its files or give arrays of 'input_ids'"
-        ) from None
-    return tokenizer
+        return None
 
 
 def _special(tokenizer: Any) -> tuple[list[int], list[int]]:
