@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from otfuse.core.space import Space
 
 LANE: Final = 136.0  # width of a lane
-ROW: Final = 54.0  # height of a row
+ROW: Final = 62.0  # height of a row
 BOX: Final = (118.0, 26.0)
 EDGE: Final = 40.0  # margin
 FILL: Final = {
@@ -26,6 +26,7 @@ FILL: Final = {
     NodeKind.ACTIVATION: "#f4cccc", NodeKind.JUNCTION: "#ffffff", NodeKind.PRODUCT: "#ead1dc", NodeKind.CONCAT: "#e2e2e2",
     NodeKind.ATTENTION: "#d9d2e9", NodeKind.OPAQUE: "#bbbbbb", NodeKind.OUTPUT: "#b6d7a8",
 }  # fmt: skip
+_GATHERS: Final = (NodeKind.ATTENTION, NodeKind.PRODUCT)  # what several labelled boxes side by side lead to
 STYLE: Final = """
 text{font:10px 'DejaVu Sans',Verdana,sans-serif;fill:#222}
 .box{stroke:#555;stroke-width:1}.name{text-anchor:middle}
@@ -146,6 +147,8 @@ class _Drawing:
             high = bottom + 8
             start = min(y1 + 2, self.size[1])
             return f'<path class="edge" marker-end="url(#a)" d="M{x1:.1f} {start:.1f}C{x1:.1f} {high:.1f},{x2:.1f} {start:.1f},{x2:.1f} {bottom:.1f}"/>'
+        if target.kind in _GATHERS and not bends and x1 != x2:
+            return f'<path class="edge" marker-end="url(#a)" d="{_elbow((x1, y1), (x2, bottom))}"/>'
         return f'<path class="edge" marker-end="url(#a)" d="{_curve([(x1, y1), *bends, (x2, bottom)])}"/>'
 
     def _bus(self, column: int) -> float:
@@ -204,6 +207,13 @@ class _Drawing:
         yield f'<circle class="box" cx="{x:.0f}" cy="{y + 6:.0f}" r="7" fill="#fff"/><path d="M{x - 4:.0f} {y + 6:.0f}h8m-4 -4v8" stroke="#555"/><text class="legend" x="{x + 13:.0f}" y="{y + 10:.0f}">junction</text>'
         x += 78
         yield f'<text class="space" x="{x:.0f}" y="{y + 10:.0f}">space, copies x size</text>'
+
+
+def _elbow(start: tuple[float, float], end: tuple[float, float]) -> str:
+    """Straight up, and sideways only just below the end: above the label that stands beside the start."""
+    (x1, y1), (x2, y2) = start, end
+    side = 7 if x2 > x1 else -7
+    return f"M{x1:.1f} {y1:.1f}V{y2 + 16:.1f}q0 -7 {side} -7H{x2 - side:.1f}q{side} 0 {side} -9"
 
 
 def _curve(points: list[tuple[float, float]]) -> str:
