@@ -48,16 +48,21 @@ def test_every_method_is_scored_before_and_after_finetuning(results):
 
 
 def test_softness_is_chosen_only_where_there_is_some(results):
-    soft = {row["method"]: row["softness"] for row in results["rows"] if "softness" in row}
+    soft = {row["method"]: row["regulariser"] for row in results["rows"] if "regulariser" in row}
     assert list(soft) == ["otfusion-acts", "otfusion-wts"]
     for name, found in soft.items():
-        assert float(found.split()[1]) > 0
-        assert any(said == f"{name}: {found}." for said in results["remarks"])
+        assert found > 0
+        assert any(f"{found:g} for {name}" in said for said in results["remarks"])
 
 
 def test_what_is_written_is_what_is_returned(results, folder):
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
     assert (folder / "results.md").read_text() == results["table"]
+    source = results["table"].splitlines()[-1]
+    assert "`otfuse demo run`" in source
+    assert f"torch {torch.__version__}" in source
+    assert "parent-a 1, parent-b 2, fuse 0, finetune 0" in source
+    assert {"settings", "seeds", "machine", "command", "seconds", "remarks"} < set(results)
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert sorted(p.name for p in folder.iterdir()) == [
         "figure.png", "parent-a", "parent-b", "results.json", "results.md",
@@ -111,11 +116,11 @@ def test_a_low_one_shot_accuracy_is_said():
     assert any("One-shot accuracy is low" in said and "86.0 %" in said and "97.0 %" in said for said in low)
     assert any("no fused model is better" in said for said in low)
     good = demo.remarks(
-        [*parents, row("vanilla", 0.2, 0.9), row("otfusion-acts", 0.88, 0.995, softness="regulariser 0.05 chosen")],
+        [*parents, row("vanilla", 0.2, 0.9), row("otfusion-acts", 0.88, 0.995, regulariser=0.05)],
         TINY,
     )
     assert not any("low" in said or "no fused model" in said for said in good)
-    assert "otfusion-acts: regulariser 0.05 chosen." in good
+    assert any(said.startswith("Regulariser: 0.05 for otfusion-acts;") for said in good)
 
 
 def test_the_table_has_a_row_for_each_method():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +42,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # with the options laid over each
     "otfusion-emd": {},
 }
 PARENTS = {"parent-a": 1, "parent-b": 2}  # folder -> seed; the first is the anchor
+SEED = 0  # of fusing; which images are held out is always the same
 HELD_OUT = 500
 LOW = 0.10  # a fused model that is further below the weaker parent than this is called low
 _BOX = slice(2, 18)  # of an image of 16 x 16 padded by two on each side
@@ -91,9 +95,10 @@ def run(folder: Path, progress: Progress, settings: Settings | None = None) -> d
         candidates.append(_fused(recipe, options, list(parents.values()), data))
     progress("fuse", len(RECIPES), len(RECIPES))
     rows = compare(candidates, data, chosen, progress)
-    results: dict[str, Any] = {"rows": rows, "remarks": remarks(rows, chosen)}
-    results["table"] = table(rows, results["remarks"])
-    results["settings"] = _plain(chosen) | {"held_out": HELD_OUT, "seeds": PARENTS}
+    results: dict[str, Any] = {"rows": rows, "remarks": remarks(rows, chosen), "settings": _plain(chosen)}
+    results["seeds"] = PARENTS | {"fuse": SEED, "finetune": chosen.finetune.seed}
+    results["machine"], results["command"] = machine(), f"otfuse demo {folder.name}"
+    results["table"] = table(rows, [*results["remarks"], "", _source(results)])
     results["seconds"] = round(time.perf_counter() - began, 1)
     _write(folder, results)
     return results
@@ -169,8 +174,22 @@ def remarks(rows: list[dict[str, Any]], settings: Settings) -> list[str]:
         )
     if all(row["finetuned"] <= max(by_name[name]["finetuned"] for name in PARENTS) for row in fused):
         said.append("After finetuning, no fused model is better than the better parent finetuned alike.")
-    said += [f"{row['method']}: {row['softness']}." for row in fused if "softness" in row]
+    chosen = [f"{row['regulariser']:g} for {row['method']}" for row in fused if "regulariser" in row]
+    if chosen:
+        said.append(
+            f"Regulariser: {', '.join(chosen)}; of several, the one whose result departs least from the parents' mean "
+            f"prediction on {settings.probe} training images without their labels."
+        )
     return said
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were made on: system, cores, threads, versions."""
+    packages = {name: version(name) for name in ("otfuse", "torch", "transformers", "accelerate", "numpy", "pot")}
+    return {
+        "system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "python": platform.python_version(), **packages,
+    }  # fmt: skip
 
 
 def table(rows: list[dict[str, Any]], said: list[str]) -> str:
@@ -187,11 +206,10 @@ def table(rows: list[dict[str, Any]], said: list[str]) -> str:
 
 def _fused(recipe: str, options: dict[str, Any], parents: list[nn.Module], data: Digits) -> Candidate:
     began = time.perf_counter()
-    fused = pipeline.fuse(parents, recipe=recipe, data=data.probe, options=options, seed=0)
+    fused = pipeline.fuse(parents, recipe=recipe, data=data.probe, options=options, seed=SEED)
     notes: dict[str, Any] = {"seconds": round(time.perf_counter() - began, 2), "notes": list(fused.report.notes)}
-    chosen = [note for note in fused.report.notes if note.startswith("regulariser")]
-    if chosen:  # what `auto` kept, on which images, and how the other values did
-        notes["softness"] = chosen[0]
+    if options.get("otfusion.regulariser") == "auto":  # the recipe of the report holds what was used
+        notes["regulariser"] = fused.report.recipe.otfusion.regulariser
     return Candidate(recipe, (fused.model,), notes)
 
 
@@ -222,7 +240,13 @@ def _percent(share: float) -> str:
 
 def _plain(settings: Settings) -> dict[str, Any]:
     train, tune = settings.train.model_dump(exclude_none=True), settings.finetune.model_dump(exclude_none=True)
-    return {"train": train, "finetune": tune, "probe": settings.probe}
+    return {"train": train, "finetune": tune, "probe": settings.probe, "held_out": HELD_OUT}
+
+
+def _source(results: dict[str, Any]) -> str:
+    named = {"seeds": results["seeds"], "machine": results["machine"]}
+    plain = {key: ", ".join(f"{name} {value}" for name, value in part.items()) for key, part in named.items()}
+    return f"Made by `{results['command']}`; seeds: {plain['seeds']}. Machine: {plain['machine']}."
 
 
 def _write(folder: Path, results: dict[str, Any]) -> None:
