@@ -140,3 +140,13 @@ def test_the_figure_is_written(tmp_path):
 )
 def test_a_shortened_name_keeps_what_tells_it_from_others(name, short):
     assert table.fit(name, 36) == short
+
+
+def test_a_long_path_gives_way_to_the_figures():
+    path = "/long/" + 20 * "folder/"
+    console = Console(width=80, record=True)
+    console.print(*table.evaluated([{"model": path, "examples": 1000, "loss": 1.5, "accuracy": 0.5}]), sep="\n")
+    console.print(table.figures({"out": path, "loss": 0.25}))
+    text = console.export_text()
+    assert all(figure in text for figure in ("1,000", "1.5000", "50.00 %", "0.25"))
+    assert "".join(text.split()).count("folder/") > 20, "nothing of the path is lost"

@@ -32,12 +32,12 @@ def say(text: str) -> None:
 
 
 def show(*tables: RenderableType) -> None:
-    """Tables on stdout, as wide as the terminal, or 100 columns where there is none."""
+    """Tables on stdout, as wide as the terminal (or the variable COLUMNS), or 100 columns where there is none."""
     if not is_main():
         return
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100, highlight=False)
     for table in tables:
         console.print(table)
 

@@ -85,7 +85,7 @@ def plan(
 def evaluated(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
     """One row per model: examples, loss, and accuracy or perplexity."""
     score = next((key for key in ("accuracy", "perplexity") if rows and key in rows[0]), "accuracy")
-    table = _table("model", ("examples", "right"), ("loss", "right"), (score, "right"))
+    table = _table("model", ("examples", "right"), ("loss", "right"), (score, "right"), folded=0)
     for row in rows:
         value = row.get(score)
         shown = "" if value is None else f"{100 * value:.2f} %" if score == "accuracy" else f"{value:.2f}"
@@ -95,7 +95,7 @@ def evaluated(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
 
 def figures(values: Mapping[str, Any]) -> Table:
     """Names and plain values, one per row; what is nested is left to ``--json``."""
-    table = _table("figure", ("value", "right"))
+    table = _table("figure", ("value", "right"), folded=1)
     for key, value in values.items():
         if isinstance(value, (bool, int, str, float)):
             table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
@@ -141,10 +141,18 @@ def _joined(parts: Sequence[str]) -> str:
     return re.sub(r"\.?(?:\u2026\.?)+", "\u2026", ".".join(parts))
 
 
-def _table(*columns: str | tuple[str, str]) -> Table:
-    """A plain table; a column is a heading, or a heading with ``right`` for numbers. The first column is never broken."""
+def _table(*columns: str | tuple[str, str], folded: int | None = None) -> Table:
+    """A plain table; a column is a heading, or a heading with ``right`` for numbers.
+
+    Names in the first column and numbers are never broken, but for the column ``folded``, which may hold long paths.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for index, column in enumerate(columns):
         name, right = (column, False) if isinstance(column, str) else (column[0], True)
-        table.add_column(name, justify="right" if right else "left", no_wrap=right or index == 0, overflow="fold")
+        table.add_column(
+            name,
+            justify="right" if right else "left",
+            no_wrap=index != folded and (right or index == 0),
+            overflow="fold",
+        )
     return table
