@@ -146,9 +146,11 @@ def test_absolute_mean_in_one_pass_where_zero_stays(transform: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_constant_unit_has_no_deviation(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("constant", [0.1, 0.5])
+def test_a_constant_unit_is_its_rounding_error(dtype: torch.dtype, constant: float) -> None:
+    """Its standardised value is the rounding of its float32 mean over that of its deviation, as published: one constant."""
     anchor, source = (v.to(dtype) for v in observations(30, 4, 4, 0))
-    anchor[:, 1] = source[:, 2] = 0.1
+    anchor[:, 1] = source[:, 2] = constant
     found = stream(anchor, source, [3, 8])
     assert found.anchor_square[1] == 0
     cost = found.distance("standardize", "correlation")
@@ -156,7 +158,13 @@ def test_a_constant_unit_has_no_deviation(dtype: torch.dtype) -> None:
     assert cost[:, 2].eq(1).all()
     euclidean = found.distance("standardize", "euclidean")
     assert euclidean[1, 2] == 0
-    assert euclidean[1, 0].item() == pytest.approx(29**0.5)  # the norm of a standardised unit
+    single = torch.full((30, 4), constant)  # one half: sums of it are not rounded, so that nothing is left
+    away = anchor[0, 1].double() - single[:, 0].double()[0] + (single[0] - single.mean(0)).double()[0]
+    value = float(away / (single.std(0).double()[0] + 1e-9))
+    assert (value == 0) == (constant == 0.5)
+    # the norm of a standardised unit, of mean zero, and that of the constant, at right angles
+    assert euclidean[1, 0].item() == pytest.approx((29 + 30 * value**2) ** 0.5)
+    assert euclidean[0, 2].item() == pytest.approx((29 + 30 * value**2) ** 0.5)
 
 
 def test_a_permuted_copy_is_nearest_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:

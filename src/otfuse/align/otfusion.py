@@ -202,8 +202,9 @@ def classifier_tensors(pair: Pair) -> frozenset[str]:
 
 
 def kept_units(pair: Pair) -> frozenset[int]:
-    """Nodes whose units keep the anchor's order when the classifier is the anchor's: back to the branches of the last
-    junction (facts.md section 1, "Classifier kept from the anchor").
+    """Nodes whose units keep the anchor's order when the classifier is the anchor's.
+
+    Back to the branches of the last junction (facts.md section 1, "Classifier kept from the anchor").
     """
     nodes = pair.anchor.graph.nodes
     todo = [r.node for node in nodes if node.kind is NodeKind.OUTPUT for r in node.readings]

@@ -20,7 +20,9 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``problems``: (name, anchor units, source units, method); ``spaces``: (id, kind, anchor size, source size);
+    """What a run would solve, and the memory it is expected to take.
+
+    ``problems``: (name, anchor units, source units, method); ``spaces``: (id, kind, anchor size, source size);
     ``memory_mib``: expected memory above what importing and loading takes.
     """
 

@@ -1,0 +1,161 @@
+"""Unequal widths: units split into several and merged back give the same function, in both directions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from align_copies import Case, case, fuse, split
+from torch import nn
+
+from otfuse.core.space import Role
+from otfuse.flow.act import act, draw
+from otfuse.testing import small
+
+ROUNDING = 2e-6
+
+
+class Small(nn.Module):
+    """A pre-norm encoder of one block in which every width is free: stream, heads, value units, MLP."""
+
+    def __init__(self, width, heads, value, mlp, score=4):
+        super().__init__()
+        self.heads = heads
+        self.embed, self.first, self.second = nn.Linear(5, width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key = nn.Linear(width, heads * score), nn.Linear(width, heads * score)
+        self.value, self.out = nn.Linear(width, heads * value), nn.Linear(heads * value, width)
+        self.up, self.down, self.head = nn.Linear(width, mlp), nn.Linear(mlp, width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        x = self.embed(x)
+        y = self.first(x)
+        q, k, v = (f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return self.head(x + self.down(nn.functional.gelu(self.up(self.second(x)))))
+
+
+NARROW = {"width": 8, "heads": 2, "value": 3, "mlp": 10}
+WIDER = {
+    "stream": {"width": 16},
+    "three times": {"width": 24, "mlp": 30},
+    "MLP": {"mlp": 20},
+    "value units": {"value": 6},
+    "heads": {"heads": 4},
+    "all but heads": {"width": 16, "value": 6, "mlp": 20},
+    "heads and stream": {"heads": 4, "width": 16},
+}
+
+
+def drawn(module, seed=0):
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            noise = torch.randn(p.shape, generator=chance)
+            gain = p.ndim == 1 and name.endswith("weight")
+            p.copy_(1 + 0.3 * noise if gain else noise * (0.3 if p.ndim == 1 else p.shape[-1] ** -0.5))
+    return module.eval()
+
+
+def both(narrow, wide, inputs):
+    """The narrow model, and the wide one that computes the same, its units in another order."""
+    ours, theirs = case(drawn(narrow), inputs), case(drawn(wide), inputs)
+    made = split(ours.side, theirs.side)
+    kinds = ("stream", "units")
+    spaces = [s for s in made.graph.free if s.kind in kinds]
+    made = replace(made, weights=act([draw(s, 1) for s in spaces], made.weights))
+    same = Case(made, theirs.data)
+    assert max((a - b).norm() / b.norm() for a, b in zip(same.outputs(), ours.outputs(), strict=True)) < ROUNDING
+    return ours, same
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    made = {}
+    inputs = {"x": torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))}
+
+    def pair(name):
+        if name not in made:
+            made[name] = both(Small(**NARROW), Small(**(NARROW | WIDER[name])), inputs)
+        return made[name]
+
+    return pair
+
+
+@pytest.mark.parametrize("query_key", ["separate", "tied", "heads"])
+@pytest.mark.parametrize("features", ["activations", "weights"])
+@pytest.mark.parametrize("name", WIDER)
+def test_split_units_merge_back(pairs, name, features, query_key):
+    narrow, wide = pairs(name)
+    for anchor, source in ((narrow, wide), (wide, narrow)):
+        for mix in (None, (0.0, 1.0)):
+            found = fuse(anchor.side, [source.side], narrow.data, features=features, query_key=query_key, mix=mix)
+            assert anchor.change(found.weights) < ROUNDING
+
+
+@pytest.mark.parametrize("name", ["stream", "MLP", "three times"])
+def test_the_published_reading_is_too_large_on_the_writing_side(pairs, name):
+    narrow, wide = pairs(name)
+    found = fuse(narrow.side, [wide.side], narrow.data, unequal="published", mix=(0.0, 1.0))
+    for space in narrow.side.graph.free:
+        times = next(s.size for s in wide.side.graph.free if s.id == space.id) / space.size
+        if space.kind not in ("stream", "units") or times == 1:
+            continue
+        for member in space.members:
+            ours, theirs = (w[member.tensor] for w in (narrow.side.weights, found.weights))
+            if member.role is not Role.CONSUMES and ours.ndim == 1:
+                assert torch.allclose(theirs, times * ours, rtol=1e-5, atol=1e-6)
+    assert narrow.change(found.weights) > 0.1
+
+
+TEXT = {"vocabulary": 40, "length": 8, "layers": 1}
+IDS = {"input_ids": torch.arange(4, 12).repeat(2, 1)}
+PIXELS = {"pixel_values": torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))}
+LARGE, SMALL = {"hidden": 24, "heads": 3, "mlp": 30}, {"hidden": 16, "heads": 2, "mlp": 20}  # head size 8 in both
+KINDS = {
+    "vit": (lambda **s: small.image_classifier(image_size=8, layers=1, **s), PIXELS),
+    "bert": (lambda **s: small.masked_lm(**TEXT, **s), IDS),
+    "gpt2": (lambda **s: small.causal_lm(**TEXT, **s), IDS),
+    "llama": (lambda **s: small.grouped_lm(**TEXT, groups=1, **s), IDS),
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    made = {}
+
+    def model(kind, **sizes):
+        key = kind, *sizes.values()
+        if key not in made:
+            build, inputs = KINDS[kind]
+            made[key] = case(drawn(build(**sizes), seed=len(made)), inputs)
+        return made[key]
+
+    return model
+
+
+@pytest.mark.parametrize("unequal", ["balanced", "published"])
+@pytest.mark.parametrize("query_key", ["separate", "tied", "heads"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_widths_fuse_in_both_directions(models, kind, query_key, unequal):
+    one, other = models(kind, **LARGE), models(kind, **SMALL)
+    for anchor, source in ((one, other), (other, one)):
+        for features in ("activations", "weights"):
+            found = fuse(
+                anchor.side, [source.side], anchor.data, features=features, query_key=query_key, unequal=unequal
+            )
+            assert {n: t.shape for n, t in found.weights.items()} == {
+                n: t.shape for n, t in anchor.side.weights.items()
+            }
+            assert all(t.isfinite().all() for t in anchor.outputs(found.weights))
+            assert anchor.change(found.weights) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["vit", "gpt2"])
+def test_another_head_size(models, kind):
+    one, other = models(kind, hidden=16, heads=2, mlp=20), models(kind, hidden=16, heads=4, mlp=20)
+    for query_key in ("separate", "tied", "heads"):
+        for anchor, source in ((one, other), (other, one)):
+            found = fuse(anchor.side, [source.side], anchor.data, query_key=query_key)
+            assert all(t.isfinite().all() for t in anchor.outputs(found.weights))
