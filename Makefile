@@ -43,8 +43,8 @@ format: $(STAMP) ## put the code in the house's format
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-bench: $(STAMP) ## time and memory of whole processes, as in docs and README
-	$(BIN)/python benchmarks/run.py
+bench: $(STAMP) ## time and memory of whole processes; PUBLISHED=path measures the published code too
+	$(BIN)/python benchmarks/run.py $(PUBLISHED)
 
 clean: ## remove what make built, and the demo
 	rm -rf .venv demo dist build

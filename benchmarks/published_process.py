@@ -1,4 +1,4 @@
-"""One run of the published code as a process of its own (see published.py): CHECKOUT FOLDER MODE STAGE.
+"""One run of the published code as a process of its own (see run.py): CHECKOUT FOLDER MODE STAGE.
 
 MODE is activations or weights, STAGE is `load` (import and load both models, nothing else) or `fuse`. Nothing of the published code is
 changed or copied. It was written for transformers 4.27, so its module names are given to it by the small model below,
