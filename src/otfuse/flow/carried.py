@@ -95,21 +95,20 @@ def nodes_of(ids: torch.Tensor) -> set[int]:
 
 def varying(values: torch.Tensor) -> tuple[int, ...]:
     """Dimensions along which the numbers change."""
-    return tuple(
-        d
-        for d in range(values.ndim)
-        if values.shape[d] > 1 and values.stride(d) != 0 and bool((values != values.narrow(d, 0, 1)).any())
-    )
+    kept = squeezed(values)
+    return tuple(d for d in range(kept.ndim) if kept.shape[d] > 1 and bool((kept != kept.narrow(d, 0, 1)).any()))
 
 
 def unit_dims(ids: torch.Tensor) -> tuple[int, ...]:
     """Dimensions along which the number of the unit changes (those with different nodes only are places)."""
-    return varying(torch.where(ids < 0, 0, ids & _LOW) if _is_dense(ids) else ids & _LOW)
+    kept = squeezed(ids)
+    return varying(torch.where(kept < 0, 0, kept & _LOW))
 
 
 def row(ids: torch.Tensor, extra: Sequence[int] = (), writer: int | None = None) -> Row | None:
     """The commonest row of a value: the units at a place written by ``writer``, or by the node that writes most."""
     dims = tuple(sorted(set(unit_dims(ids)) | set(extra)))
+    ids = squeezed(ids, keep=dims)
     first = ids
     for d in dims:
         first = first.narrow(d, 0, 1)
@@ -139,13 +138,18 @@ def at_place(index: torch.Tensor, found: Row) -> NDArray[np.int64] | None:
     return index.numpy().astype(np.int64).reshape(-1)
 
 
-def squeezed(ids: torch.Tensor) -> torch.Tensor:
-    """The numbers without the dimensions along which they are expanded."""
+def compact(ids: torch.Tensor) -> torch.Tensor:
+    """The same numbers, expanded along the dimensions (the batch above all) on which they do not depend."""
+    kept = squeezed(ids)
+    for d in range(kept.ndim):
+        if kept.shape[d] > 1 and bool((kept == kept.narrow(d, 0, 1)).all()):
+            kept = kept.narrow(d, 0, 1)
+    return kept.clone().expand(ids.shape)
+
+
+def squeezed(ids: torch.Tensor, keep: Sequence[int] = ()) -> torch.Tensor:
+    """The numbers once along the dimensions on which they are expanded, other than ``keep``."""
     for d in range(ids.ndim):
-        if ids.stride(d) == 0 and ids.shape[d] > 1:
+        if ids.stride(d) == 0 and ids.shape[d] > 1 and d not in keep:
             ids = ids.narrow(d, 0, 1)
     return ids
-
-
-def _is_dense(ids: torch.Tensor) -> bool:
-    return bool((squeezed(ids) < 0).any())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from otfuse.core.graph import NodeKind, Piece, Reading
-from otfuse.flow.carried import Units, nodes_of, numbered, row
+from otfuse.flow.carried import nodes_of, numbered, row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import fx
 
-    from otfuse.flow.carried import Row
+    from otfuse.flow.carried import Row, Units
 
 
 @dataclass(slots=True)
@@ -104,9 +104,3 @@ def beside(ids: torch.Tensor, found: Row) -> list[Reading]:
 def passed(value: Units, found: Row) -> list[Reading]:
     """What arrives unit by unit, and what stands beside it."""
     return [reading("input", found), *beside(value.ids, found)]
-
-
-def same_units(one: Units, other: Units) -> bool:
-    """Whether two values carry the same units of the same nodes, element by element."""
-    shape = torch.broadcast_shapes(one.ids.shape, other.ids.shape)
-    return bool((one.ids.expand(shape) == other.ids.expand(shape)).all())

@@ -48,24 +48,30 @@ def take_apart(found: list[Found]) -> tuple[list[Part], dict[int, NDArray[np.int
     each has maps of its own.
     """
     kept = reachable(found)
-    readers: dict[int, list[set[tuple[int, str]]]] = {i: [set() for _ in range(found[i].size)] for i in kept}
+    readers: dict[int, dict[tuple[int, str], NDArray[np.bool_]]] = {i: {} for i in kept}
     for i in kept:
         for r in found[i].readings:
-            for unit in {int(u) for u in np.unique(r.units) if u >= 0}:
-                readers[r.node][unit].add((i, r.role))
+            read = readers[r.node].setdefault((i, r.role), np.zeros(found[r.node].size, np.bool_))
+            read[r.units[r.units >= 0]] = True
     parts: list[Part] = []
     went: dict[int, NDArray[np.int64]] = {}
     for i in kept:
-        classes: dict[frozenset[tuple[int, str]], list[int]] = {}
         splits = found[i].kind in (NodeKind.LINEAR, NodeKind.SOURCE)
-        for unit, who in enumerate(readers[i]):
-            classes.setdefault(frozenset(who) if splits else frozenset(), []).append(unit)
         table = np.full((found[i].size, 2), -1, np.int64)
-        for units in classes.values() or [[]]:
+        for units in _alike(list(readers[i].values()) if splits else [], found[i].size):
             table[units, 0], table[units, 1] = len(parts), np.arange(len(units))
-            parts.append(Part(i, found[i], np.asarray(units, np.int64)))
+            parts.append(Part(i, found[i], units))
         went[i] = table
     return parts, went
+
+
+def _alike(masks: list[NDArray[np.bool_]], size: int) -> list[NDArray[np.int64]]:
+    """Units grouped by the masks that hold them, in the order of their first units."""
+    labels = np.zeros(size, np.int64)
+    for mask in masks:
+        labels = np.unique(labels * 2 + mask, return_inverse=True)[1].reshape(-1)
+    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    return sorted(groups, key=lambda units: int(units[0])) or [np.empty(0, np.int64)]
 
 
 def rerouted(reading: Reading, went: dict[int, NDArray[np.int64]]) -> list[Reading]:

@@ -78,7 +78,7 @@ def positions(
         places.append(part.positions)
     copy, unit, place = np.concatenate(copies), np.concatenate(units), np.concatenate(places)
     number = int(np.prod([count for _, count in inside])) if inside else 1
-    if len(place) % (number * size):
+    if not size or len(place) % (number * size):
         return None
     order = np.lexsort((place, unit, copy))
     table = place[order].reshape(number, size, -1)

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from otfuse.flow.registry import Family, argument, entry_of, operator_name
+from otfuse.flow.rerun import rerun
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,8 +89,7 @@ class Reach:
         if after is None and isinstance(results, torch.Tensor) and results.numel() == int(np.prod(shape)):
             return None
         numbers = torch.arange(int(np.prod(shape))).reshape(shape)
-        args, kwargs = fx.node.map_arg((user.args, user.kwargs), lambda n: numbers if n is node else n)
-        moved = user.target(*args, **kwargs)  # type: ignore[operator]
+        moved = rerun(user, {node: numbers})
         mask = torch.zeros(int(np.prod(shape)), dtype=torch.bool)
         if isinstance(moved, torch.Tensor):
             mask[moved[after] if after is not None else moved.reshape(-1)] = True

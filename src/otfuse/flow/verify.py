@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -73,16 +74,26 @@ def verify_weights(model: nn.Module, program: Program, graph: FlowGraph, *, seed
 
 
 class SpaceTrial:
-    """Tries one space on the program in float64: three draws, accepted only below 1e-9 (graph.md section 1)."""
+    """Tries one space on the program in float64: three draws, accepted only below 1e-9 (graph.md section 1).
+
+    Nothing is drawn until a space has to be tried. Without numbers (the meta device) no space is accepted.
+    """
 
     def __init__(self, model: nn.Module, program: Program, seed: int = 0) -> None:
-        self._run, self._weights, self._seed = Runner(program, double=True), randomised(model, program, seed), seed
+        self._model, self._program, self._seed = model, program, seed
+
+    @functools.cached_property
+    def _bench(self) -> tuple[Runner, dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
+        runner, weights = Runner(self._program, double=True), randomised(self._model, self._program, self._seed)
+        return runner, weights, runner(weights)
 
     def __call__(self, space: Space) -> bool:
         """Whether permuting the space leaves the outputs unchanged."""
-        reference = self._run(self._weights)
-        draws = [act([draw(space, self._seed + i)], self._weights) for i in range(3)]
-        return all(change(self._run(moved), reference) < 1e-9 for moved in draws)  # see the class
+        if any(tensor.is_meta for tensor in self._model.parameters()):
+            return False
+        runner, weights, reference = self._bench
+        draws = [act([draw(space, self._seed + i)], weights) for i in range(3)]
+        return all(change(runner(moved), reference) < 1e-9 for moved in draws)  # see the class
 
 
 def real(model: nn.Module, program: Program) -> dict[str, torch.Tensor]:

@@ -91,7 +91,21 @@ def export(model: nn.Module, inputs: Inputs | None = None) -> Program:
             f"{type(model).__name__} cannot be traced by torch.export: {reason.strip()[:300]}; "
             "give other example_inputs, or rewrite that part of forward without branches on data"
         ) from error
-    return _program(model, exported, inputs)
+    program = _program(model, exported, inputs)
+    _refuse_unknown_sizes(model, program)
+    return program
+
+
+def _refuse_unknown_sizes(model: nn.Module, program: Program) -> None:
+    """TraceError if the size of a value depends on the data: its axes cannot be told apart."""
+    for node in program.live():
+        held = node.meta.get("val")
+        values = [v for v in (held if isinstance(held, (list, tuple)) else [held]) if isinstance(v, torch.Tensor)]
+        if any(not isinstance(n, int) for value in values for n in value.shape):
+            raise TraceError(
+                f"{type(model).__name__} cannot be traced: the size of what {node.target} gives depends on the data; "
+                "rewrite that part of forward with fixed sizes"
+            )
 
 
 def _program(model: nn.Module, exported: Any, inputs: Inputs) -> Program:

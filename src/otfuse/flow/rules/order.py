@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from otfuse.flow.dimensions import reduced_dimensions
@@ -32,6 +33,24 @@ def sort(op: Op) -> Any:
     points = x.points if x.points is not None else None
     order = Value(axes, x.derived, points=None if points is not None else x.axes[dim])
     return order if op.name == "argsort" else [Value(axes, x.derived, points), order]
+
+
+@rule("max", "min", "median", "kthvalue", "mode", family=Family.POINTWISE)
+def extreme(op: Op) -> Any:
+    """Along one dimension: the value, and its number, which points into the axis; else of all, or of two tensors."""
+    x, given = op.value(0), op.arg(2 if op.name == "kthvalue" else 1, "dim")
+    if isinstance(given, Value):  # the larger of two tensors
+        return op.broadcast([x, given])
+    dims = list(range(len(x.axes))) if given is None else [given % len(x.axes)]
+    numbered = given is not None and any(user.args[1] == 1 and user.users for user in op.node.users)
+    for d in dims:
+        rest = [a for i, a in enumerate(x.axes) if i != d]
+        op.contract(x.axes[d], rest, [a for i, a in enumerate(x.axes) if i not in dims])
+        if numbered:
+            op.algebra.pin(x.axes[d], op.name, soft=True)
+    keep = len(op.shape) == len(x.axes)
+    result = x.with_axes([() if i in dims else a for i, a in enumerate(x.axes) if keep or i not in dims])
+    return result if given is None else [result, replace(result, points=x.axes[dims[0]])]
 
 
 @rule("histc", family=Family.ORDER)

@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from otfuse.core.graph import NodeKind, Piece, Reading
-from otfuse.flow.carried import Held, Reduced, Scores, Units, at_place, nodes_of, row, varying
-from otfuse.flow.nodes import beside, passed, reading, same_units
+from otfuse.flow.carried import Held, Reduced, Scores, Units, at_place, nodes_of, row, squeezed, varying
+from otfuse.flow.nodes import beside, passed, reading
 from otfuse.flow.registry import operator_name
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ _LINEAR_IN_UNITS = (*_SUMS, *_QUOTIENTS, "neg", "negative", "where", "masked_fil
 
 def pointwise(trail: Trail, node: fx.Node) -> Any:
     """What comes out of an operator that works element by element."""
+    if not isinstance(node.meta.get("val"), torch.Tensor):  # extremes along a dimension, with their numbers
+        return None
     operands = [a for a in [*node.args, *node.kwargs.values()] if isinstance(a, fx.Node)]
     flows = [a for a in operands if isinstance(trail.carried(a), Units)]
     scores = next((trail.carried(a) for a in operands if isinstance(trail.carried(a), Scores)), None)
@@ -172,9 +174,6 @@ def _met(trail: Trail, node: fx.Node, kind: NodeKind, parts: Sequence[tuple[str,
 
 
 def _same_base(first: Units, second: Units) -> bool:
-    """Whether one operand is an activation of the other, unit by unit."""
-    lows = (1 << 32) - 1
-    shape = torch.broadcast_shapes(first.ids.shape, second.ids.shape)
-    return bool(((first.ids.expand(shape) & lows) == (second.ids.expand(shape) & lows)).all()) or same_units(
-        first, second
-    )
+    """Whether one operand is an activation of the other, unit by unit: the same numbers, whichever node wrote them."""
+    shape, low = torch.broadcast_shapes(first.ids.shape, second.ids.shape), (1 << 32) - 1
+    return bool(((squeezed(first.ids.expand(shape)) & low) == (squeezed(second.ids.expand(shape)) & low)).all())
