@@ -8,7 +8,7 @@ from align_copies import UNITS, case, fuse
 from otfuse.testing.examples import example
 
 ROUNDING = 2e-6  # relative, of float32 outputs: moving units alone changes them by up to 5e-7
-MODELS = ["hf_vit", "bert", "gpt2", "llama_gqa", "t5", "deit", "plain_vit", "resnet", "vit_bert"]
+MODELS = ["hf_vit", "bert", "gpt2", "llama_gqa", "t5", "deit", "clip", "plain_vit", "resnet", "vit_bert"]
 HEADS = [
     "hf_vit",
     "bert",

@@ -37,10 +37,15 @@ class Pair:
         return all(node.observation is not None for node in self.nodes(index))
 
     def main_piece(self, index: int) -> int | None:
-        """Which of the node's tensors makes its units: the first that has more than the units themselves."""
+        """Which of the node's tensors makes its units: the first that has more than the units themselves.
+
+        A single stored token may be one value per unit and no more; elsewhere such tensors are biases.
+        """
         node = self.anchor.graph.nodes[index]
         shapes = self.anchor.graph.shapes
-        many = [i for i, p in enumerate(node.pieces) if len(shapes[p.tensor]) > 1 and p.writes is not None]
+        written = [i for i, p in enumerate(node.pieces) if p.writes is not None]
+        many = [i for i in written if len(shapes[node.pieces[i].tensor]) > 1 or node.kind is NodeKind.SOURCE]
+        many.sort(key=lambda i: len(shapes[node.pieces[i].tensor]) == 1)
         return many[0] if many else None
 
     def producer(self, index: int) -> int:

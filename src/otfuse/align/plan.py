@@ -49,7 +49,7 @@ def _problems(pair: Pair, recipe: Recipe) -> list[tuple[str, int, int, str]]:
     options = recipe.otfusion
     groups = shared_maps(pair, tied=options.query_key == "tied")
     kept = kept_units(pair) if options.classifier == "anchor" else frozenset[int]()
-    found = []
+    found: list[tuple[str, int, int, str]] = []
     for node in pair.anchor.graph.nodes:
         makes = node.kind in (NodeKind.LINEAR, NodeKind.SOURCE)
         if (

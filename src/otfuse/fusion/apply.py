@@ -72,9 +72,9 @@ def _place(out: torch.Tensor, part: torch.Tensor, places: list[torch.Tensor]) ->
 def _along(tensor: torch.Tensor, axis_map: AxisMap) -> torch.Tensor:
     index = torch.from_numpy(axis_map.source).to(tensor.device)
     matrix = axis_map.matrix.to(tensor)
-    return torch.tensordot(matrix, tensor.index_select(axis_map.axis, index), dims=([1], [axis_map.axis])).movedim(
-        0, axis_map.axis
-    )
+    chosen = tensor.index_select(axis_map.axis, index)
+    mapped: torch.Tensor = torch.tensordot(matrix, chosen, dims=([1], [axis_map.axis]))
+    return mapped.movedim(0, axis_map.axis)
 
 
 def _by_tensor(alignment: Alignment) -> dict[str, list[Carry]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from otfuse.program.export import Program
     from otfuse.program.inputs import Inputs
 
-Terms = dict[int, "Sequence[tuple[int, Affine]]"]
+Terms: TypeAlias = "Mapping[int, Sequence[tuple[int, Affine]]]"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
