@@ -28,6 +28,7 @@ from otfuse.measure.clock import Clock
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from otfuse.core.alignment import Alignment
     from otfuse.core.dataset import Dataset
     from otfuse.core.graph import FlowGraph
     from otfuse.core.recipe import Recipe
@@ -98,9 +99,12 @@ def fuse(
     tensors, alignments, gate = job.run(verify=verify)
     with clock.stage("assemble"):
         model = assembled(loaded.modules[0], tensors)
+    return Fused(model, _report(job, loaded, alignments, gate), tuple(a.maps for a in alignments))
+
+
+def _report(job: Job, loaded: given.Loaded, alignments: Sequence[Alignment], gate: dict[str, float] | None) -> Report:
     solved = tuple(s for a in alignments for s in a.solved)
-    report = Report(job.recipe, tuple(clock.stages), solved, loaded.infos(), gate, job.notes(alignments))
-    return Fused(model, report, tuple(a.maps for a in alignments))
+    return Report(job.recipe, tuple(job.clock.stages), solved, loaded.infos(), gate, job.notes(alignments))
 
 
 def _require_data(recipe: Recipe, data: object) -> None:
@@ -199,7 +203,6 @@ def fuse_checkpoints(
     recipe.weights_for(1 + len(sources))  # what is wrong with the recipe is told before anything is read
     if out is not None:
         _require_data(recipe, data)
-    if out is not None:
         writer.check_target(out)
         writer.check_shard_size(shard_size)
     with clock.stage("load"):
@@ -210,18 +213,22 @@ def fuse_checkpoints(
         inputs = given.dataset(data, loaded) if data is not None else None
     job = Job(loaded.modules, loaded.names, recipe, inputs, None, batch_size, clock, progress)
     if out is None:
-        pairs = job.pairs()
-        names = {space.id: space.name for space in pairs[0].anchor.graph.spaces}
-        return Result(None, plan(pairs, recipe), None, names)
+        return _planned(job)
     tensors, alignments, gate = job.run(verify=verify)
     with clock.stage("write"):
         model = assembled(loaded.modules[0], tensors, in_place=True)
-        infos, solved = loaded.infos(), tuple(s for a in alignments for s in a.solved)
-        report = Report(job.recipe, tuple(clock.stages), solved, infos, gate, job.notes(alignments))
-        card = model_card(anchor=infos[0], sources=infos[1:], recipe_yaml=job.recipe.to_yaml(), gate=gate)
+        report = _report(job, loaded, alignments, gate)
+        parents, used = report.sources, report.recipe.to_yaml()
+        card = model_card(anchor=parents[0], sources=parents[1:], recipe_yaml=used, gate=gate)
         files = {"README.md": card, "fusion.json": fusion_json(report)}
         writer.write_checkpoint(out, model, loaded.checkpoints[0], dtype=kind, shard_size=shard_size, files=files)
     return Result(replace(report, stages=tuple(clock.stages)), None, out)
+
+
+def _planned(job: Job) -> Result:
+    pairs = job.pairs()
+    names = {space.id: space.name for space in pairs[0].anchor.graph.spaces}
+    return Result(None, plan(pairs, job.recipe), None, names)
 
 
 def evaluate_checkpoints(

@@ -86,18 +86,9 @@ def finetune(
         done, loss = _train(worker, data, progress, run, on_step)
     trained = worker.finish()
     score = None if validation is None else evaluate(trained, validation, device=accelerator.device, **tokens)
-    return TrainReport(
-        model=trained,
-        steps=options.total_steps(data.size),
-        examples=data.size,
-        loss=loss,
-        resumed_from=done,
-        processes=accelerator.num_processes,
-        is_main=accelerator.is_main_process,
-        seconds=time.perf_counter() - began,
-        validation=score,
-        progress=progress,
-    )
+    processes, is_main = accelerator.num_processes, accelerator.is_main_process
+    steps, examples, seconds = options.total_steps(data.size), data.size, time.perf_counter() - began
+    return TrainReport(trained, steps, examples, loss, done, processes, is_main, seconds, score, progress)
 
 
 @contextmanager
