@@ -107,6 +107,11 @@ def _report(job: Job, loaded: given.Loaded, alignments: Sequence[Alignment], gat
     return Report(job.recipe, tuple(job.clock.stages), solved, loaded.infos(), gate, job.notes(alignments))
 
 
+def _card(report: Report) -> str:
+    anchor, *sources = report.sources
+    return model_card(anchor=anchor, sources=sources, recipe_yaml=report.recipe.to_yaml(), gate=report.gate)
+
+
 def _require_data(recipe: Recipe, data: object) -> None:
     if data is None and needs_data(recipe):
         raise DataError(
@@ -218,9 +223,7 @@ def fuse_checkpoints(
     with clock.stage("write"):
         model = assembled(loaded.modules[0], tensors, in_place=True)
         report = _report(job, loaded, alignments, gate)
-        parents, used = report.sources, report.recipe.to_yaml()
-        card = model_card(anchor=parents[0], sources=parents[1:], recipe_yaml=used, gate=gate)
-        files = {"README.md": card, "fusion.json": fusion_json(report)}
+        files = {"README.md": _card(report), "fusion.json": fusion_json(report)}
         writer.write_checkpoint(out, model, loaded.checkpoints[0], dtype=kind, shard_size=shard_size, files=files)
     return Result(replace(report, stages=tuple(clock.stages)), None, out)
 
