@@ -91,8 +91,9 @@ class Recipe(_Closed):
         return self.weights
 
     def to_yaml(self) -> str:
-        """The recipe with every option set, as YAML."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+        """The recipe with every option of its scheme set, as YAML."""
+        unused = None if self.scheme == "otfusion" else {"otfusion"}
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True, exclude=unused), sort_keys=False)
 
 
 def names() -> list[str]:
