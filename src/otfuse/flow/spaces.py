@@ -179,7 +179,7 @@ class SpaceBuilder:
     def _named(self, draft: Draft, counts: Counter[str]) -> Draft:
         space = draft.space
         first = next((m for m in space.members if m.role is Role.PRODUCES), space.members[0])
-        base = f"{first.tensor}:{first.axis}"
+        base = f"{first.tensor}:{first.axis}:{space.kind}"  # the kind, because a factor of size one has no space
         counts[base] += 1
         ident = base if counts[base] == 1 else f"{base}#{counts[base]}"
         name = f"{first.tensor.rpartition('.')[0] or first.tensor} {space.kind}"
@@ -194,4 +194,4 @@ def _column(table: list[int]) -> Any:
 def _place(space: Space, stored: dict[str, int]) -> tuple[int, int, int]:
     """First member, and on one axis the outer factors first (their units are wider)."""
     first = min(space.members, key=lambda m: (stored[m.tensor], m.axis))
-    return stored[first.tensor], first.axis, -first.positions.shape[2] * first.positions.shape[0]
+    return stored[first.tensor], first.axis, -first.positions.shape[2]
