@@ -62,6 +62,7 @@ def test_what_is_written_is_what_is_returned(results, folder):
     assert "`otfuse demo run`" in source
     assert f"torch {torch.__version__}" in source
     assert "parent-a 1, parent-b 2, fuse 0, finetune 0" in source
+    assert results["machine"]["threads"] == 1
     assert {"settings", "seeds", "machine", "command", "seconds", "remarks"} < set(results)
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert sorted(p.name for p in folder.iterdir()) == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -25,7 +26,7 @@ from otfuse.train.finetune import finetune
 from otfuse.train.options import FinetuneOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -78,6 +79,18 @@ class Candidate:
     notes: dict[str, Any]
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small gain nothing from a second thread, and one makes the figures the same on any number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def run(folder: Path, progress: Progress, settings: Settings | None = None) -> dict[str, Any]:
     """Trains what is missing in ``folder``, fuses, compares; the results, as written to ``folder/results.json``.
 
