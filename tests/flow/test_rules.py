@@ -15,23 +15,10 @@ from otfuse.testing.rule_cases import CASES
 from otfuse.testing.rules import MUTATIONS, RuleCase, broken, judge
 
 load()
-UNREACHABLE = {
-    "float": "PyTorch has no such operator: tensor.float() is traced as `to`",
-    "double": "PyTorch has no such operator: tensor.double() is traced as `to`",
-    "grouped_mm": "PyTorch has no such operator: it is traced as `_grouped_mm`",
-    "requires_grad_": "a flag, which no trace holds",
-}
 NUMBERED = [f"{i} {case.operator}" for i, case in enumerate(CASES)]
 BY_RULE = defaultdict(list)
 for number, entry in zip(NUMBERED, CASES, strict=True):
     BY_RULE[RULES[entry.operator].apply.__name__].append(number)
-KNOWN: dict[str, str] = {  # faults of rules, reported; the case is right
-    "native_dropout": "two results, one value: TypeError",
-    "cummax": "two results, one value: TypeError",
-    "take_along_dim": "its dim is argument 2, the rule reads argument 1: everything is pinned",
-    "adaptive_max_pool2d": "two results, one value: TypeError",
-    "addbmm_": "sums over the batch, the rule keeps it: RuleError",
-}
 HARMLESS = {  # a rule tells the algebra something that this program or another record tells as well
     ("reduction", "uncontracted"): "the sum itself is recorded without the axis, which says the same",
     ("extreme", "uncontracted"): "the result is recorded without the axis, which says the same",
@@ -92,16 +79,10 @@ def told(number):
 
 
 def test_every_rule_has_a_case():
-    assert {c.operator for c in CASES} == set(RULES) - set(UNREACHABLE), "add a case, or delete the rule"
+    assert {c.operator for c in CASES} == set(RULES), "add a case, or delete the rule"
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(reason=KNOWN[c.operator]) if c.operator in KNOWN else ())
-        for n, c in zip(NUMBERED, CASES, strict=True)
-    ],
-)
+@pytest.mark.parametrize("number", NUMBERED)
 def test_a_rule_frees_what_theory_frees_and_nothing_more(number):
     assert judge(case(number), program(number)) is None
 

@@ -75,7 +75,6 @@ _KEEP: Steps = {
     "dropout": lambda h: A.dropout(h, 0.1, False),
     "dropout_": lambda h: A.dropout_(h, 0.1, False),
     "feature_dropout": lambda h: A.feature_dropout(h, 0.1, False),
-    "native_dropout": lambda h: A.native_dropout(h, 0.1, False)[0],
     "alias": A.alias, "clone": A.clone, "contiguous": A.contiguous, "detach": A.detach, "detach_": A.detach_,
     "to": lambda h: h.to(torch.float32),
     "_to_copy": lambda h: A._to_copy(h, dtype=torch.float32),
@@ -213,6 +212,8 @@ def _layouts() -> Iterator[RuleCase]:
     )
     yield through("stack", lambda _, h: torch.stack([h, torch.tanh(h)], 1))
     yield two_parts("split_with_sizes", lambda h: h.split_with_sizes([4, 8], -1), 4)
+    yield two_heads("unfold", lambda h: h.unfold(1, 3, 3))
+    yield through("unfold", lambda _, h: h.unfold(1, 4, 2).flatten(1), "", leave=8)
     yield through("unbind", lambda _, h: torch.add(*h.unbind(1)), shape=(3, 2, 7))
     yield through("slice", lambda _, h: h[:, 2:], "1x2 1x4", leave=4)
     yield through("narrow", lambda _, h: A.narrow(h, 1, 2, 4), "1x2 1x4", leave=4)
@@ -259,7 +260,6 @@ def _contractions() -> Iterator[RuleCase]:
     yield through("linear", lambda _, h: torch.tanh(h))
     yield _weighted("addmm", lambda m, h: torch.addmm(m.c, h, m.w))
     yield _weighted("baddbmm", lambda m, h: torch.baddbmm(m.c, h.expand(3, 3, 6), m.w.expand(3, 6, 5)))
-    yield _weighted("addbmm_", lambda m, h: A.addbmm_(m.c.expand(3, 5).clone(), h.expand(3, 3, 6), m.w.expand(3, 6, 5)))
     yield _weighted("matmul", lambda m, h: h @ m.w)
     yield _weighted("mm", lambda m, h: torch.mm(h, m.w))
     yield _weighted("bmm", lambda m, h: torch.bmm(h[None], m.w[None]))
@@ -322,6 +322,8 @@ def _pins() -> Iterator[RuleCase]:
         "conv1d", lambda m, h: m.slide(h[:, None]).squeeze(1), "", more={"slide": lambda: nn.Conv1d(1, 1, 3, padding=1)}
     )
     yield through("stack", lambda _, h: torch.stack([h, torch.tanh(h)], -1).flatten(1), leave=12)
+    yield two_heads("unfold", lambda h: h.unfold(1, 3, 3))
+    yield through("unfold", lambda _, h: h.unfold(1, 4, 2).flatten(1), "", leave=8)
     yield through("unbind", lambda _, h: torch.stack(h.unbind(1), 1), "")
 
 

@@ -60,7 +60,7 @@ def einsum_added(op: Op, inputs: Sequence[str], output: str, values: Sequence[Va
     return result
 
 
-@rule("addmm", "baddbmm", "addbmm_", family=Family.CONTRACTION)
+@rule("addmm", "baddbmm", family=Family.CONTRACTION)
 def addmm(op: Op) -> Any:
     """``... o, ... n i, ... i o -> ... n o``; the first operand broadcasts."""
     added, x, weight = op.value(0), op.value(1), op.value(2)
@@ -99,7 +99,7 @@ def einsum_rule(op: Op) -> Any:
     return einsum(op, inputs, output, values)
 
 
-@rule("_grouped_mm", "grouped_mm", "transformers::grouped_mm_fallback", family=Family.CONTRACTION)
+@rule("_grouped_mm", "transformers::grouped_mm_fallback", family=Family.CONTRACTION)
 def grouped_mm(op: Op) -> Any:
     """Rows sorted by group, one matrix per group: ``n i, g i o, g -> n o``; every row carries the index of its group."""
     x, weight, offsets = op.value(0), op.value(1), op.value(2, "offs")

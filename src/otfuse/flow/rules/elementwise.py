@@ -14,8 +14,8 @@ _PRODUCTS = ("mul", "mul_", "div", "div_", "multiply", "divide", "true_divide")
 
 
 @rule(
-    "dropout", "dropout_", "feature_dropout", "native_dropout", "alias", "clone", "contiguous", "detach", "detach_",
-    "to", "_to_copy", "type_as", "float", "double", "lift_fresh_copy", "requires_grad_",
+    "dropout", "dropout_", "feature_dropout", "alias", "clone", "contiguous", "detach", "detach_",
+    "to", "_to_copy", "type_as", "lift_fresh_copy",
     family=Family.KEEP,
 )  # fmt: skip
 def keep(op: Op) -> Any:

@@ -52,14 +52,19 @@ def _carry_opaque(op: Op, rows: Any, axis: Any) -> None:
 @rule("gather", "index_select", "take_along_dim", family=Family.LOOKUP)
 def gather(op: Op) -> Any:
     """Reading along one dimension; the other dimensions agree."""
-    x, dim, places = op.value(0), op.arg(1), op.value(2)
+    x, dim, places = op.value(0), op.arg(1), op.arg(2)
+    spread = -1
+    if op.name == "take_along_dim":  # the one that takes the numbers first, and spreads them
+        dim, places, spread = places, dim, 1
     dim %= len(x.axes)
     op.algebra.pin(x.axes[dim], "indexed")
     if op.name == "index_select":
         axis = places.axes[0] if places.axes else ()
         return x.with_axes((*x.axes[:dim], axis, *x.axes[dim + 1 :]))
     axes = [
-        own if i == dim or op.algebra.size(own) != op.algebra.size(x.axes[i]) else op.algebra.unify(x.axes[i], own)
+        op.algebra.unify(x.axes[i], own)
+        if i != dim and op.algebra.size(own) in (op.algebra.size(x.axes[i]), spread)
+        else own
         for i, own in enumerate(places.axes)
     ]
     return Value(tuple(axes), x.derived)

@@ -76,7 +76,8 @@ def ordered(op: Op) -> Any:
         op.algebra.axis(op.shape[d], pin="opaque") if d in dims and op.name == "diff" else a
         for d, a in enumerate(x.axes)
     ]
-    return x.with_axes(axes)
+    result = x.with_axes(axes)
+    return [result, result] if op.name == "cummax" else result  # values, and where they stood
 
 
 @rule(
@@ -108,4 +109,5 @@ def pool(op: Op) -> Any:
     for axis in x.axes[-count:]:
         op.algebra.pin(axis, "spatial")
     places = [op.algebra.axis(n, pin="spatial") for n in op.shape[-count:]]
-    return x.with_axes((*x.axes[:-count], *places))
+    result = x.with_axes((*x.axes[:-count], *places))
+    return [result, result] if len(op.shapes) > 1 else result  # values, and where they stood
