@@ -46,6 +46,20 @@ def draw(space: Space, seed: int) -> Element:
     return Element(space, order=np.stack([_derangement(space.size, source) for _ in range(space.copies)]))
 
 
+def generators(space: Space, seed: int) -> list[Element]:
+    """Elements that generate all permutations: a cycle, two of its neighbours exchanged, and the first copy alone.
+
+    A space that tolerates these tolerates every permutation of its units; random draws could miss that only some do.
+    """
+    cycle = draw(space, seed).order
+    assert cycle is not None  # rotary spaces are turned, not permuted
+    stay = np.tile(np.arange(space.size), (space.copies, 1))
+    swap, alone, rows = stay.copy(), stay.copy(), np.arange(space.copies)
+    swap[:, 0], swap[rows, cycle[:, 0]] = cycle[:, 0], 0
+    alone[0] = cycle[0]
+    return [Element(space, order=order) for order in (cycle, swap, alone)]
+
+
 def act(
     elements: Iterable[Element], weights: Mapping[str, torch.Tensor], *, skip: Member | None = None
 ) -> dict[str, torch.Tensor]:

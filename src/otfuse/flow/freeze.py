@@ -76,5 +76,5 @@ def _observation(facts: Facts, reach: Reach, part: Part) -> Observation | None:
         dims=found.dims,
         units=np.asarray(part.units, np.int64),
         tokens=token_axis(facts.algebra, value.axes, found.dims),
-        read=reach.read(found.at, found.dims),
+        read=reach.read(found.at, found.dims, np.asarray(part.units, np.int64)),
     )

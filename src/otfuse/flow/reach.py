@@ -33,13 +33,16 @@ class Reach:
             if node.op == "call_function" and node in live:
                 self._masks[node] = None if node in outputs else self._union(node, live)
 
-    def read(self, node: fx.Node, dims: Sequence[int]) -> NDArray[np.bool_] | None:
-        """The mask over the places of a value: all dimensions but the batch (the first) and those of the units."""
+    def read(self, node: fx.Node, dims: Sequence[int], units: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """The mask over the places of a value at which these units are read (entries along the flattened ``dims``).
+
+        Places are all dimensions but the batch (the first) and those of the units.
+        """
         mask = self._masks.get(node)
         if mask is None:
             return None
-        for d in sorted({0, *dims}, reverse=True):
-            mask = mask.any(dim=d)
+        mask = mask.movedim(tuple(dims), tuple(range(-len(dims), 0))).flatten(-len(dims))
+        mask = mask[..., torch.from_numpy(units)].any(-1).any(0)
         return None if bool(mask.all()) else mask.numpy().copy()
 
     def _union(self, node: fx.Node, live: set[fx.Node]) -> torch.Tensor | None:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from otfuse.core.space import Role
 from otfuse.errors import GateError
-from otfuse.flow.act import act, chance, draw
+from otfuse.flow.act import act, chance, draw, generators
 from otfuse.program.export import evaluating, quiet
 from otfuse.program.inputs import forward_keywords, split_inputs
 from otfuse.program.outputs import main_outputs
@@ -74,7 +74,7 @@ def verify_weights(model: nn.Module, program: Program, graph: FlowGraph, *, seed
 
 
 class SpaceTrial:
-    """Tries one space on the program in float64: three draws, accepted only below 1e-9 (graph.md section 1).
+    """Tries one space on the program in float64: generators of its group, accepted below 1e-9 (graph.md section 1).
 
     Nothing is drawn until a space has to be tried. Without numbers (the meta device) no space is accepted.
     """
@@ -92,7 +92,7 @@ class SpaceTrial:
         if any(tensor.is_meta for tensor in self._model.parameters()):
             return False
         runner, weights, reference = self._bench
-        draws = [act([draw(space, self._seed + i)], weights) for i in range(3)]
+        draws = [act([element], weights) for element in generators(space, self._seed)]
         return all(change(runner(moved), reference) < 1e-9 for moved in draws)  # see the class
 
 
@@ -146,7 +146,8 @@ def _verify(run: _Module, graph: FlowGraph, weights: dict[str, torch.Tensor], se
 def _left_out(graph: FlowGraph, seed: int) -> list[tuple[Space, Member]]:
     """Members to leave out: matrices, because a key's bias has no effect under softmax.
 
-    Half of them are of the spaces with most members, which reach the outputs on most ways.
+    The first and the last of the space with most members come first: what fills a stream and what empties it shows even
+    where all layers between are still zero. Then others of such spaces, then any.
     """
     pairs = [
         (space, member)
@@ -156,7 +157,9 @@ def _left_out(graph: FlowGraph, seed: int) -> list[tuple[Space, Member]]:
     ]
     mixed = [pairs[i] for i in chance(seed, "controls").permutation(len(pairs))]
     known = sorted(mixed, key=lambda pair: -len(pair[0].members))[: _CONTROLS // 2]
-    return [*known, *(pair for pair in mixed if pair not in known)][:_CONTROLS]
+    stream = [pair for pair in pairs if pair[0] is known[0][0]] if known else []
+    ordered = [*stream[:1], *stream[-1:], *known, *mixed]
+    return list(dict.fromkeys(ordered))[:_CONTROLS]
 
 
 class _Module:

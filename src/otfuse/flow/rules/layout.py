@@ -209,6 +209,21 @@ def pad(op: Op) -> Any:
     return x.with_axes(axes)
 
 
+@rule("unfold", family=Family.LAYOUT)
+def unfold(op: Op) -> Any:
+    """Windows that lie end to end are two factors of the axis, the inner one last; windows that overlap pin it."""
+    x, size, step = op.value(0), op.arg(2), op.arg(3)
+    dim = op.arg(1) % len(x.axes)
+    count = op.shape[dim]
+    if step == size and count > 1:
+        whole = op.algebra.slice(x.axes[dim], 0, count * size)
+        outer, inner = op.algebra.split_axis(whole, count)
+    else:
+        op.algebra.pin(x.axes[dim], "unfolded")
+        outer, inner = (op.algebra.axis(n, pin="opaque") for n in (count, size))
+    return x.with_axes([*x.axes[:dim], outer, *x.axes[dim + 1 :], inner])
+
+
 @rule("slice_scatter", "select_scatter", family=Family.NONE)
 def scatter(op: Op) -> Any:
     """A tensor with a run of places (or one) of a dimension written over: the axis is cut there."""
