@@ -322,8 +322,6 @@ def _pins() -> Iterator[RuleCase]:
         "conv1d", lambda m, h: m.slide(h[:, None]).squeeze(1), "", more={"slide": lambda: nn.Conv1d(1, 1, 3, padding=1)}
     )
     yield through("stack", lambda _, h: torch.stack([h, torch.tanh(h)], -1).flatten(1), leave=12)
-    yield two_heads("unfold", lambda h: h.unfold(1, 3, 3))
-    yield through("unfold", lambda _, h: h.unfold(1, 4, 2).flatten(1), "", leave=8)
     yield through("unbind", lambda _, h: torch.stack(h.unbind(1), 1), "")
 
 
