@@ -175,7 +175,7 @@ def main() -> None:
         "# Digits: plain modules, and unequal widths\n\n"
         f"`python experiments/digits/run.py FOLDER`; seeds: {named['seeds']}. Machine: {named['machine']}.\n"
         f"Accuracy on {demo.HELD_OUT} held-out images, loss in nats; finetuned: the same {settings.finetune.steps} steps for every\n"
-        f"row that has it. The regulariser is chosen on {settings.probe} training images without their labels. The gate held in each run.\n"
+        f"row that has it. The regulariser is chosen on {settings.probe} training images without their labels. The gate held wherever units were matched.\n"
     )
     parts = [
         head,
