@@ -71,7 +71,9 @@ def check(models: Sequence[nn.Module], found: Sequence[Side], seed: int) -> Veri
 def workable(model: nn.Module) -> nn.Module:
     """The model itself, or a float32 copy of one in half precision: maps are found and tensors mixed at full precision."""
     if any(p.is_meta for p in model.parameters()):
-        raise UsageError(f"{type(model).__name__} is on the meta device and has no weights to fuse: load its weights first")
+        raise UsageError(
+            f"{type(model).__name__} is on the meta device and has no weights to fuse: load its weights first"
+        )
     kinds = {p.dtype for p in model.parameters()}
     if kinds <= {torch.float32, torch.float64}:
         return model
