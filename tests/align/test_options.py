@@ -124,7 +124,7 @@ def test_a_last_batch_that_is_not_full_changes_no_moment(kind):
     whole = case(model, inputs, rows=20)
     found = []
     for size in (20, 16, 8):
-        side = traced(model, first_batch(model, whole.data, size))
+        side = traced(model, first_batch(model, whole.data.take(slice(0, size)), size))
         nodes = needed_nodes(Pair(side, side))
         assert nodes
         found.append(pair_moments(side, side, whole.data, nodes, RowFilter("all", "skip")))

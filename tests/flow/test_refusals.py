@@ -148,6 +148,13 @@ def test_freshly_made_and_deep_models_raise_no_false_alarm_in_single_precision(c
     verify_weights(model, program, derive(program)).require(1e-4)
 
 
+def test_a_model_whose_outputs_are_not_numbers_is_named_as_such():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    program = export(model, (torch.full((2, 4), torch.inf),))
+    with pytest.raises(GateError, match=r"the model's own outputs hold values that are not numbers \(NaN\)"):
+        verify_weights(model, program, derive(program))
+
+
 def test_layers_that_are_still_zero_do_not_blind_the_control():
     model = fresh("GPT2LMHeadModel", n_embd=32, n_layer=3, n_head=4, vocab_size=60, n_positions=16)
     with torch.no_grad():

@@ -5,6 +5,8 @@ Nothing heavy is imported here or at the top of a command's file: `otfuse --help
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -19,6 +21,10 @@ from otfuse.errors import OtfuseError
 
 if TYPE_CHECKING:
     from types import FrameType
+
+# The libraries below make millions of lasting objects as they load. Python's default of a collection after every 700 new
+# ones goes through all of them again and again, which takes longer than fusing a small model (docs/decisions.md).
+_OBJECTS_PER_COLLECTION = 200_000
 
 app = typer.Typer(
     name="otfuse",
@@ -57,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its status: 0, 1 (a problem, one sentence), 2 (usage), 130."""
     given = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _terminated)
+    gc.set_threshold(_OBJECTS_PER_COLLECTION)
+    atexit.register(gc.freeze)  # nor is a process that ends searched for what could be thrown away
     try:
         code = app(given or ["--help"], prog_name="otfuse", standalone_mode=False)
         sys.stdout.flush()

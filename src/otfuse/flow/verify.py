@@ -133,6 +133,11 @@ def change(new: tuple[torch.Tensor, ...], old: tuple[torch.Tensor, ...]) -> floa
 
 def _verify(run: _Module, graph: FlowGraph, weights: dict[str, torch.Tensor], seed: int) -> Verification:
     reference = run(weights)
+    if any(bool(output.isnan().any()) for output in reference):
+        raise GateError(
+            "the model's own outputs hold values that are not numbers (NaN) on the inputs of the gate, so nothing can be "
+            "proved; check its weights, or give other inputs (--data, example_inputs)"
+        )
     elements = [draw(space, seed) for space in graph.spaces if space.pinned is None]
     error = change(run(act(elements, weights)), reference) if elements else 0.0
     pairs, control = _left_out(graph, seed), 0.0

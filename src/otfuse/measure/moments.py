@@ -7,6 +7,7 @@ transform that moves zero cannot be had from them, and takes a second pass (:cla
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -271,11 +272,16 @@ def _rounding(mean: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor
 
 def _column_sums(values: torch.Tensor) -> torch.Tensor:
     """Sums over rows in float64, of partial sums over 256 rows in the values' dtype: ten times faster than ``sum``."""
-    rows = len(values)
-    block = torch.arange(rows, device=values.device) // 256
-    pick = torch.zeros((rows + 255) // 256, rows, dtype=values.dtype, device=values.device)
-    pick[block, torch.arange(rows, device=values.device)] = 1
-    return (pick @ values).double().sum(0)
+    return (_blocks(len(values), values.dtype, values.device) @ values).double().sum(0)
+
+
+@functools.lru_cache(maxsize=4)
+def _blocks(rows: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """``[block, row]``: ones where a row belongs to a block of 256. Only read: the same few sizes come again and again."""
+    row = torch.arange(rows, device=device)
+    blocks = torch.zeros((rows + 255) // 256, rows, dtype=dtype, device=device)
+    blocks[row // 256, row] = 1
+    return blocks
 
 
 def _workable(values: torch.Tensor, products: int) -> torch.Tensor:

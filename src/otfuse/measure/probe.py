@@ -141,6 +141,12 @@ def batch_size(program: Program) -> int:
     return int(next(v for v in values if isinstance(v, torch.Tensor)).shape[0])
 
 
+def even(examples: int, most: int) -> int:
+    """The size of equal batches, at most ``most``: what fills up the last of them is worked through for nothing."""
+    batches = max(1, -(-examples // most))
+    return -(-examples // batches)
+
+
 def as_inputs(program: Program, batch: Dataset) -> Inputs:
     """A batch in the form of the program's example inputs."""
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.inputs.items()}
@@ -150,9 +156,9 @@ def as_inputs(program: Program, batch: Dataset) -> Inputs:
 
 
 def first_batch(model: nn.Module, data: Dataset, size: int) -> Inputs:
-    """The first examples as inputs to trace with: by keyword if forward names them, else by position."""
+    """The first batch as inputs to trace with: by keyword if forward names them, else by position."""
     names = inspect.signature(model.forward).parameters
-    batch = data.take(slice(0, min(size, data.size)))
+    batch = data.take(slice(0, even(data.size, size)))
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.inputs.items()}
     if all(name in names for name in tensors):
         return tensors
