@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from align_copies import case, fuse
@@ -11,7 +13,7 @@ from otfuse.align.pair import Pair
 from otfuse.core import recipe as recipes
 from otfuse.core.dataset import Dataset
 from otfuse.errors import DataError, MatchError, RecipeError
-from otfuse.fusion.choose import CANDIDATES, best_regulariser
+from otfuse.fusion.choose import CANDIDATES, best_regulariser, searched
 from otfuse.fusion.sides import traced
 from otfuse.measure.observe import RowFilter
 from otfuse.measure.probe import first_batch, pair_moments
@@ -144,16 +146,25 @@ def test_auto_takes_the_best_of_its_candidates(pairs):
         return fuse(anchor.side, [source], anchor.data, solver="sinkhorn", regulariser=value).weights
 
     best, tried = best_regulariser([anchor.side, source], (0.5, 0.5), anchor.data, with_value)
-    assert set(tried) == set(CANDIDATES)
+    assert set(tried) >= set(CANDIDATES)
     model, _ = example("hf_vit").build(0)
     parents = [_predictions(model, weights, anchor.data) for weights in (anchor.side.weights, source.weights)]
     target = sum(p.exp() for p in parents) / 2
     gaps = {}
-    for value in CANDIDATES:
+    for value in tried:
         made = _predictions(model, with_value(value), anchor.data)
         gaps[value] = float((target * (target.log() - made)).sum(-1).mean())
     assert gaps == pytest.approx(tried, rel=1e-4, abs=1e-6)
     assert best == min(gaps, key=gaps.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("least", "found"), [(0.09, 0.08), (0.0006, 0.0005), (1e-9, 0.000125), (0.0018, 0.002), (2.1, 2.0), (1e9, 8.0)]
+)
+def test_auto_goes_on_beyond_its_candidates_until_it_gets_worse(least, found):
+    best, tried = searched(lambda value: abs(math.log(value / least)))
+    assert best == pytest.approx(found)
+    assert min(tried) < best < max(tried) or not 1e-9 < least < 1e9, "a worse one on either side, but for the limits"
 
 
 def _predictions(model, weights, data: Dataset):

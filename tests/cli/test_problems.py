@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -56,6 +58,43 @@ def test_debug_shows_the_traceback(pipeline, monkeypatch):
     monkeypatch.setenv("OTFUSE_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         main(["inspect", "m"])
+
+
+def test_an_interruption_that_a_library_turns_into_an_error_is_one_all_the_same(pipeline, monkeypatch, capsys):
+    from otfuse.cli import main
+
+    def fail(*_, **__):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RecursionError from None
+
+    monkeypatch.setattr("otfuse.cli.output._configure", lambda **_: None)
+    pipeline(inspect=fail)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with pytest.raises(SystemExit) as left:
+            main(["inspect", "m"])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert (left.value.code, capsys.readouterr().err) == (
+        130,
+        "otfuse: interrupted; nothing unfinished was left behind\n",
+    )
+
+
+def test_an_interruption_while_the_command_line_loads_is_told(monkeypatch, otfuse):
+    monkeypatch.setitem(sys.modules, "otfuse.cli.commands", Interrupting("otfuse.cli.commands"))
+    ran = otfuse("recipes")
+    assert (ran.status, ran.err) == (130, "otfuse: interrupted; nothing unfinished was left behind\n")
+
+
+class Interrupting(ModuleType):
+    """A module whose loading is interrupted."""
+
+    def __getattr__(self, name):
+        raise KeyboardInterrupt
 
 
 USAGE = {

@@ -6,6 +6,7 @@ import errno
 
 import typer
 
+from otfuse.cli.output import say
 from otfuse.errors import OtfuseError
 
 INTERRUPTED = "interrupted; nothing unfinished was left behind"
@@ -18,19 +19,34 @@ class InterruptedRunError(OtfuseError):
     status = 130
 
 
-def status(error: Exception) -> int:
+def told(error: BaseException, *, interrupted: bool) -> int:
+    """Say in one sentence what ended the command; its exit status.
+
+    A library that is ``interrupted`` while it loads may turn that into an error of its own; ours are told as they are.
+    """
+    if isinstance(error, OtfuseError):
+        say(f"otfuse: {sentence(error)}")
+    elif interrupted or isinstance(error, KeyboardInterrupt):
+        say(f"otfuse: {INTERRUPTED}")
+        return 130
+    else:
+        typer.echo(f"otfuse: {sentence(error)}", err=True)  # of several processes, each may have a bug of its own
+    return status(error)
+
+
+def status(error: BaseException) -> int:
     """The exit status: the error's own, 2 for usage, 1 for everything else."""
     if isinstance(error, OtfuseError):
         return error.status
     return 2 if isinstance(error, typer.TyperException) else 1
 
 
-def sentence(error: Exception) -> str:
+def sentence(error: BaseException) -> str:
     """What is wrong, where, and what to do, on one line."""
     return " ".join(_text(error).split())
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     if isinstance(error, OtfuseError):
         return str(error)
     if isinstance(error, typer.TyperException):
@@ -58,7 +74,7 @@ def _usage(error: typer.TyperException) -> str:
     return f"{message.rstrip('.')}; see '{command} --help'"
 
 
-def _is_memory(error: Exception) -> bool:
+def _is_memory(error: BaseException) -> bool:
     """Whether memory ran out: of Python, of the processor's allocator, or of a device (torch is not imported to ask)."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
