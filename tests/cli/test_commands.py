@@ -210,3 +210,11 @@ def test_unreadable_model_is_one_sentence(otfuse, pipeline, tmp_path):
     pipeline(inspect=refuse)
     ran = otfuse("inspect", Path("nowhere"))
     assert (ran.status, ran.out, ran.err) == (1, "", "otfuse: nowhere: no such folder; give a checkpoint\n")
+
+
+def test_the_demo_prints_its_table_or_its_figures(otfuse, monkeypatch, tmp_path):
+    found = {"rows": [{"method": "vanilla", "one_shot": 0.5}], "table": "| vanilla | 50.0 |\n"}
+    monkeypatch.setattr("otfuse.testing.demo.run", lambda folder, _progress: found if folder == tmp_path else None)
+    shown = otfuse("demo", tmp_path, "--quiet")
+    assert (shown.status, shown.out.strip()) == (0, "| vanilla | 50.0 |")
+    assert json.loads(otfuse("demo", tmp_path, "--quiet", "--json").out) == found

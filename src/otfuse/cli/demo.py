@@ -15,6 +15,7 @@ def command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where parents, results and the figure go.")] = Path(
         "demo"
     ),
+    as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -23,8 +24,12 @@ def command(
         from otfuse.testing import demo
 
         try:
-            demo.run(folder, progress)
+            results = demo.run(folder, progress)
         except KeyboardInterrupt:
             raise InterruptedRunError(
                 f"interrupted; give the same command again to go on with what {folder} holds"
             ) from None
+    if as_json:
+        output.emit(results)
+    else:
+        typer.echo(results["table"])
