@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -15,6 +16,7 @@ from otfuse.flow.registry import operator_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from otfuse.flow.carried import Row
     from otfuse.flow.trail import Trail
 
 _SUMS = ("add", "add_", "sub", "sub_", "rsub", "subtract", "subtract_")
@@ -109,9 +111,23 @@ def _same_source(trail: Trail, node: fx.Node, operands: Sequence[Units], shape: 
     for value in operands:
         for index in nodes_of(value.ids):
             if trail.nodes.found[index].kind is NodeKind.ACTIVATION:
-                trail.nodes.found[index].at = node
-                return Units(value.ids.expand(shape), value.normalised)
+                ids = value.ids.expand(shape)
+                _seen_at(trail, node, index, row(ids))
+                return Units(ids, value.normalised)
     return Units(operands[0].ids.expand(shape), operands[0].normalised)
+
+
+def _seen_at(trail: Trail, node: fx.Node, index: int, found: Row | None) -> bool:
+    """Move the place where an activation's units can be seen to a later step, if all of them lie there in order.
+
+    Its dimensions move along: layout operators in between may have split or merged them. Out of order it stays, since
+    what is observed is numbered by position.
+    """
+    base = trail.nodes.found[index]
+    if found is None or found.node != index or not np.array_equal(found.units.reshape(-1), np.arange(base.size)):
+        return False
+    base.at, base.dims = node, found.dims
+    return True
 
 
 def _base(trail: Trail, index: int) -> int:
@@ -124,8 +140,8 @@ def _activation(trail: Trail, node: fx.Node, value: Units, shape: tuple[int, ...
     if found is None:
         return None
     base = trail.nodes.found[found.node]
-    if base.kind is NodeKind.ACTIVATION and base.size == found.units.size and base.dims == found.dims:
-        base.at = node  # a formula of several steps is one activation
+    formula = base.kind is NodeKind.ACTIVATION and base.dims == found.dims  # of several steps: one activation
+    if formula and _seen_at(trail, node, found.node, found):
         return value
     ids = trail.nodes.add(NodeKind.ACTIVATION, node, shape, found.dims, readings=passed(value, found))
     return Units(ids)
