@@ -335,6 +335,14 @@ def test_unknown_class(bert_folder):
         load_model(open_checkpoint(bert_folder))
 
 
+def test_config_value_of_the_wrong_type(bert_folder):
+    edit(bert_folder, hidden_size="wide")
+    with pytest.raises(
+        CheckpointError, match=r"cannot be loaded \(.*'hidden_size'.*expected int, got str.*\); check its"
+    ):
+        load_model(open_checkpoint(bert_folder))
+
+
 def test_impossible_config(bert_folder):
     edit(bert_folder, hidden_size=15)
     with pytest.raises(

@@ -162,7 +162,10 @@ def load_model(
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".;")
+    """What an error says first; a line that ends in a colon says nothing without the next."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    told = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    return told.rstrip(".;")
 
 
 def _model_class(checkpoint: Checkpoint) -> Any:
