@@ -15,12 +15,13 @@ from tiny import listing
 
 # One process imports everything once and is forked for every trial.
 SERVER = """
-import json, os, sys
+import json, os, signal, sys
 import torch
 from otfuse import cli, pipeline
 from otfuse.evaluate import metrics
 import otfuse.report.table, transformers.models.vit.modeling_vit
 torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))  # imports the rest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
 for line in sys.stdin:
     child = os.fork()
     if not child:
