@@ -115,8 +115,8 @@ def _card(report: Report) -> str:
 def _require_data(recipe: Recipe, data: object) -> None:
     if data is None and needs_data(recipe):
         raise DataError(
-            "this recipe compares activations and no data was given: give unlabelled inputs (--data), or use a recipe "
-            "that compares weights (otfusion-wts) with a regulariser that is a number"
+            "this recipe looks at activations and no data was given: give unlabelled inputs (--data), or use a recipe "
+            "that compares weights (otfusion-wts), with a number as regulariser and a residual other than scalar and matrix"
         )
 
 

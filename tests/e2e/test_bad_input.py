@@ -159,7 +159,7 @@ CASES = {
     "no data": (lambda b: b.fuse(recipe="otfusion-acts"), "no data was given"),
     "auto without data": (
         lambda b: [*b.fuse(), "--set", "otfusion.regulariser=auto"],
-        "a regulariser that is a number",
+        "a number as regulariser and a residual other than scalar and matrix",
     ),
     "missing data": (lambda b: b.probe(b.place / "d.npz"), "no such file or folder"),
     "array name": (lambda b: b.probe(b.arrays(pixel_value=pixels(4, 1, 8, 8))), "did you mean 'pixel_values'?"),
