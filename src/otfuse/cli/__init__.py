@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # The libraries below make millions of lasting objects as they load. Python's default of a collection after every 700 new
 # ones goes through all of them again and again, which takes longer than fusing a small model (docs/decisions.md).
-_OBJECTS_PER_COLLECTION = 200_000
+_OBJECTS_PER_COLLECTION = 1_000_000
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -59,7 +59,8 @@ class RowFilter:
         if keep is None:
             flat = value.reshape(-1, value.shape[-1])
         else:
-            flat = value[:, torch.from_numpy(keep).to(value.device)].reshape(-1, value.shape[-1])
+            kept = torch.from_numpy(keep.reshape(-1).nonzero()[0]).to(value.device)
+            flat = value.reshape(first, -1, value.shape[-1]).index_select(1, kept).reshape(-1, value.shape[-1])
         whole = len(seen.units) == flat.shape[1]
         return flat if whole else flat[:, torch.from_numpy(seen.units).to(flat.device)]
 
