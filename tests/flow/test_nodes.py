@@ -272,3 +272,30 @@ def test_what_no_rule_follows_is_noted_and_the_rest_is_found():
     found = otfuse.trace(randomise(Odd(), 0), (torch.randn(3, 40),))
     assert any("fft_rfft" in note for note in found.notes)
     assert sorted(space.size for space in found.free) == [60]
+
+
+class Written(nn.Module):
+    """A formula of ``h[3, 6]`` between two layers."""
+
+    def __init__(self, formula):
+        super().__init__()
+        self.enter, self.leave, self.formula = nn.Linear(7, 6), nn.Linear(6, 5), formula
+
+    def forward(self, x):
+        return self.leave(self.formula(self.enter(x)))
+
+
+@pytest.mark.parametrize(
+    ("formula", "kind"),
+    [
+        (lambda h: h * torch.sigmoid(h), "activation"),
+        (lambda h: torch.tanh(h) * torch.sigmoid(h), "activation"),
+        (lambda h: h + torch.tanh(torch.exp(h)), "activation"),
+        (lambda h: h + torch.tanh(h.view(3, 2, 3).transpose(1, 2).flatten(1)), "junction"),
+        (lambda h: torch.tanh(h) + torch.tanh(h.flip(1)), "junction"),
+    ],
+)
+def test_a_formula_is_an_activation_only_where_every_unit_meets_itself(formula, kind):
+    graph = otfuse.trace(Written(formula), (torch.randn(3, 7),))
+    reading = next(n for n in graph.nodes if n.name == "leave").readings[0]
+    assert graph.nodes[reading.node].kind.value == kind

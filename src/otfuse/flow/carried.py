@@ -93,6 +93,17 @@ def nodes_of(ids: torch.Tensor) -> set[int]:
     return {int(i) for i in torch.unique(squeezed(ids) >> _BITS)} - {NOTHING}
 
 
+def written_by(ids: torch.Tensor, node: int) -> torch.Tensor:
+    """Where the value carries units of this node."""
+    return (ids >> _BITS) == node
+
+
+def renumbered(ids: torch.Tensor, here: torch.Tensor, node: int, units: NDArray[np.int64]) -> torch.Tensor:
+    """What ``here`` is unit ``i`` becomes unit ``units[i]`` of ``node`` (nothing where that is negative)."""
+    found = torch.from_numpy(units)[torch.where(here, ids & _LOW, 0)]
+    return torch.where(found < 0, NOTHING, found + (node << _BITS))
+
+
 def varying(values: torch.Tensor) -> tuple[int, ...]:
     """Dimensions along which the numbers change."""
     kept = squeezed(values)

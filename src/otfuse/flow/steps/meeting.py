@@ -9,7 +9,19 @@ import torch
 from torch import fx
 
 from otfuse.core.graph import NodeKind, Piece, Reading
-from otfuse.flow.carried import Held, Reduced, Scores, Units, at_place, nodes_of, row, squeezed, varying
+from otfuse.flow.carried import (
+    Held,
+    Reduced,
+    Scores,
+    Units,
+    at_place,
+    nodes_of,
+    renumbered,
+    row,
+    squeezed,
+    varying,
+    written_by,
+)
 from otfuse.flow.nodes import beside, passed, reading
 from otfuse.flow.registry import operator_name
 
@@ -103,18 +115,23 @@ def _combined(trail: Trail, node: fx.Node, flows: list[fx.Node], operands: Seque
 def _one_source(trail: Trail, first: Units, second: Units) -> bool:
     """Both operands come from one node, with nothing but activations in between."""
     bases = {_base(trail, n) for n in nodes_of(first.ids) | nodes_of(second.ids)}
-    return len(bases) == 1 and (nodes_of(first.ids) == nodes_of(second.ids) or _same_base(first, second))
+    return len(bases) == 1 and (nodes_of(first.ids) == nodes_of(second.ids) or _same_base(trail, first, second))
 
 
 def _same_source(trail: Trail, node: fx.Node, operands: Sequence[Units], shape: tuple[int, ...]) -> Units:
     """A formula of several steps is one activation, seen at its last step."""
-    for value in operands:
-        for index in nodes_of(value.ids):
-            if trail.nodes.found[index].kind is NodeKind.ACTIVATION:
-                ids = value.ids.expand(shape)
-                _seen_at(trail, node, index, row(ids))
-                return Units(ids, value.normalised)
-    return Units(operands[0].ids.expand(shape), operands[0].normalised)
+    formulas = [
+        (value, index)
+        for value in operands
+        for index in sorted(nodes_of(value.ids))
+        if trail.nodes.found[index].kind is NodeKind.ACTIVATION
+    ]
+    for value, index in formulas:
+        if _seen_at(trail, node, index, row(value.ids.expand(shape))):
+            break
+    else:
+        value = formulas[0][0] if formulas else operands[0]
+    return Units(value.ids.expand(shape), value.normalised)
 
 
 def _seen_at(trail: Trail, node: fx.Node, index: int, found: Row | None) -> bool:
@@ -189,7 +206,20 @@ def _met(trail: Trail, node: fx.Node, kind: NodeKind, parts: Sequence[tuple[str,
     return Units(trail.nodes.add(kind, node, shape, dims.pop(), readings=readings))
 
 
-def _same_base(first: Units, second: Units) -> bool:
-    """Whether one operand is an activation of the other, unit by unit: the same numbers, whichever node wrote them."""
-    shape, low = torch.broadcast_shapes(first.ids.shape, second.ids.shape), (1 << 32) - 1
-    return bool(((squeezed(first.ids.expand(shape)) & low) == (squeezed(second.ids.expand(shape)) & low)).all())
+def _same_base(trail: Trail, first: Units, second: Units) -> bool:
+    """Whether one operand is an activation of the other, unit by unit, however many activations wrote it."""
+    shape = torch.broadcast_shapes(first.ids.shape, second.ids.shape)
+    ours, theirs = (squeezed(_origins(trail, value.ids).expand(shape)) for value in (first, second))
+    return bool((ours == theirs).all())
+
+
+def _origins(trail: Trail, ids: torch.Tensor) -> torch.Tensor:
+    """The same units by the numbers of the nodes behind all activations."""
+    kept = squeezed(ids)
+    for index in range(max(nodes_of(kept), default=-1), -1, -1):  # what a node reads was found before it
+        node = trail.nodes.found[index]
+        here = written_by(kept, index)
+        if node.kind is NodeKind.ACTIVATION and here.any():
+            read = node.readings[0]
+            kept = torch.where(here, renumbered(kept, here, read.node, read.units[:, 0]), kept)
+    return kept.expand(ids.shape)
