@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from otfuse.align.plan import Plan, plan
-from otfuse.align.scheme import needs_data
+from otfuse.align.scheme import require_data
 from otfuse.core import recipe as recipes
 from otfuse.core.report import Report
-from otfuse.errors import DataError
 from otfuse.evaluate.metrics import evaluate, evaluate_ensemble
 from otfuse.evaluate.run import find_device
 from otfuse.flow.verify import Verification, verify_graph
@@ -91,7 +90,7 @@ def fuse(
     """
     clock = _Announcing(progress)
     checked = recipes.read(recipe, dict(options or {}) | ({} if seed is None else {"seed": seed}))
-    _require_data(checked, data)
+    require_data(checked, data)
     with clock.stage("load"):
         loaded = given.load(models, device=device)
         inputs = given.dataset(data, loaded) if data is not None else None
@@ -110,14 +109,6 @@ def _report(job: Job, loaded: given.Loaded, alignments: Sequence[Alignment], gat
 def _card(report: Report) -> str:
     anchor, *sources = report.sources
     return model_card(anchor=anchor, sources=sources, recipe_yaml=report.recipe.to_yaml(), gate=report.gate)
-
-
-def _require_data(recipe: Recipe, data: object) -> None:
-    if data is None and needs_data(recipe):
-        raise DataError(
-            "this recipe looks at activations and no data was given: give unlabelled inputs (--data), or use a recipe "
-            "that compares weights (otfusion-wts), with a number as regulariser and a residual other than scalar and matrix"
-        )
 
 
 def assembled(anchor: nn.Module, tensors: Mapping[str, torch.Tensor], *, in_place: bool = False) -> nn.Module:
@@ -207,7 +198,7 @@ def fuse_checkpoints(
     clock, kind = _Announcing(progress), writer.floating(dtype)
     recipe.weights_for(1 + len(sources))  # what is wrong with the recipe is told before anything is read
     if out is not None:
-        _require_data(recipe, data)
+        require_data(recipe, data)
         writer.check_target(out)
         writer.check_shard_size(shard_size)
     with clock.stage("load"):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from align_copies import UNITS, case, fuse
 
+from align_copies import UNITS, case, fuse
 from otfuse.testing.examples import example
 
 ROUNDING = 2e-6  # relative, of float32 outputs: moving units alone changes them by up to 5e-7

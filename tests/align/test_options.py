@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from align_copies import case, fuse
 
+from align_copies import case, fuse
 from otfuse.align.otfusion import needed_nodes
 from otfuse.align.pair import Pair
 from otfuse.core import recipe as recipes

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from align_copies import Case, case, fuse, split
 from torch import nn
 
+from align_copies import Case, case, fuse, split
 from otfuse.core.space import Role
 from otfuse.flow.act import act, draw
 from otfuse.testing import small

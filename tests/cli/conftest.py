@@ -1,43 +1,14 @@
-"""Running the command line inside the test's process."""
+"""The command line without what stands behind it."""
 
 from __future__ import annotations
 
-import importlib.util
-import signal
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
 
-from otfuse.cli import main
 
-_spec = importlib.util.spec_from_file_location("drawing", Path(__file__).with_name("drawing.py"))
-drawing = importlib.util.module_from_spec(_spec)
-sys.modules["drawing"] = drawing
-_spec.loader.exec_module(drawing)
-
-
-@dataclass
-class Ran:
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def otfuse(capsys, monkeypatch):
-    """``otfuse("inspect", "model")`` -> status, stdout, stderr."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+@pytest.fixture(autouse=True)
+def _no_libraries(monkeypatch):
+    """What settles the heavy libraries' own words is left out, so that they do not load."""
     monkeypatch.setattr("otfuse.cli.output._configure", lambda **_: None)
-    monkeypatch.delenv("OTFUSE_DEBUG", raising=False)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as left:
-            main(list(map(str, arguments)))
-        return Ran(left.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
-from drawing import two_blocks
 
+from drawing import two_blocks
 from otfuse.core.alignment import SpaceReport
 from otfuse.core.recipe import read
 from otfuse.core.report import Report, SourceInfo, Stage

@@ -6,9 +6,9 @@ from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 import pytest
-from drawing import encoder_decoder, two_blocks
 from rich.console import Console
 
+from drawing import encoder_decoder, two_blocks
 from otfuse.core.graph import FlowGraph, NodeKind
 from otfuse.report import figure, svg, table
 from otfuse.report.fold import fold

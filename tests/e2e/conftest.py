@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
-from otfuse.cli import main
-
-_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
-tiny = importlib.util.module_from_spec(_spec)
-sys.modules["tiny"] = tiny
-_spec.loader.exec_module(tiny)
-
-
-@dataclass
-class Ran:
-    status: int
-    out: str
-    err: str
+import tiny
 
 
 @pytest.fixture(scope="session")
@@ -54,29 +39,6 @@ def data(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def otfuse(capsys, monkeypatch):
-    """``otfuse("fuse", ...)`` -> status, stdout, stderr; the whole program but its process."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.delenv("OTFUSE_DEBUG", raising=False)
-
-    def run(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main(list(map(str, arguments)))
-        return Ran(left.value.code, *capsys.readouterr())
-
-    return run
-
-
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "80"}
 COMMAND = str(Path(sys.executable).with_name("otfuse"))
 
@@ -89,7 +51,7 @@ def shell():
         ran = subprocess.run(
             [*command, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240
         )
-        return Ran(ran.returncode, ran.stdout, ran.stderr)
+        return SimpleNamespace(status=ran.returncode, out=ran.stdout, err=ran.stderr)
 
     run.command = lambda *arguments: [COMMAND, *map(str, arguments)]
     run.environment = ENVIRONMENT

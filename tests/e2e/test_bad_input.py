@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import build, listing, save
 
 from otfuse.testing.small import masked_lm
+from tiny import build, listing, save
 
 
 class Box:

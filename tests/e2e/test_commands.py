@@ -16,10 +16,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import listing
 from transformers import GPT2LMHeadModel, ViTForImageClassification
 
 from otfuse.train.progress import Progress
+from tiny import listing
 
 SPACE = ["id", "name", "kind", "size", "copies", "group", "pinned", "members"]
 

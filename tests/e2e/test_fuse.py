@@ -12,6 +12,7 @@ import transformers
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
+
 from tiny import build, listing, save
 
 CLASSES = {

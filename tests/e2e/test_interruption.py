@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
 from tiny import listing
 
 # One process imports everything once and is forked for every trial.

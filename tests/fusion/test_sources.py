@@ -9,9 +9,9 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from align_copies import UNITS, case, fuse
 
 import otfuse
+from align_copies import UNITS, case, fuse
 from otfuse.errors import DataError, MatchError, RecipeError, UsageError
 from otfuse.testing.examples import example
 

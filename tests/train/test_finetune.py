@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
 import os
 import resource
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import small_run as small
 from otfuse.core.dataset import Dataset
 from otfuse.errors import DataError, DeviceError, OtfuseError, OutputError, UsageError
 from otfuse.evaluate.metrics import evaluate
@@ -24,18 +24,7 @@ from otfuse.train.finetune import batch_rows, finetune
 from otfuse.train.options import FinetuneOptions
 from otfuse.train.worker import _groups
 
-SCRIPT = Path(__file__).with_name("small_run.py")
-_spec = importlib.util.spec_from_file_location("small_run", SCRIPT)
-small = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+SCRIPT = Path(small.__file__)
 
 
 def run(out, weights, kill="never", number=0, launcher=()):

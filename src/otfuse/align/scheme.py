@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from otfuse.core.recipe import OTFusion, Recipe
     from otfuse.measure.moments import Moments, Transform
 
-__all__ = ["Measured", "align", "measure", "needs_data"]
+__all__ = ["Measured", "align", "measure", "needs_data", "require_data"]
 
 _WEIGHED = ("scalar", "matrix")
 
@@ -41,6 +41,15 @@ def needs_data(recipe: Recipe) -> bool:
     )
 
 
+def require_data(recipe: Recipe, data: object) -> None:
+    """DataError if the recipe needs data and there are none."""
+    if data is None and needs_data(recipe):
+        raise DataError(
+            "this recipe looks at activations and no data was given: give unlabelled inputs (--data), or use a recipe "
+            "that compares weights (otfusion-wts), with a number as regulariser and a residual other than scalar and matrix"
+        )
+
+
 def measure(
     pair: Pair, recipe: Recipe, data: Dataset | None, progress: Callable[[int, int], None] | None = None
 ) -> Measured:
@@ -49,11 +58,8 @@ def measure(
     weighed, activations = options.residual in _WEIGHED, options.features == "activations"
     if recipe.scheme != "otfusion" or not (weighed or activations):
         return Measured(None, {})
-    if data is None:
-        raise DataError(
-            "this recipe compares activations and no data was given: give unlabelled inputs (--data), or use a recipe "
-            "that compares weights (otfusion-wts)"
-        )
+    require_data(recipe, data)
+    assert data is not None
     keep = RowFilter(options.tokens, options.unread)
     keep.require(pair.anchor.graph)
     terms = _terms(pair) if weighed else {}
