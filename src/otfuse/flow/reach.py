@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from otfuse.flow.carried import compact, squeezed
 from otfuse.flow.registry import Family, argument, entry_of, operator_name
 from otfuse.flow.rerun import rerun
 
@@ -41,23 +42,24 @@ class Reach:
         mask = self._masks.get(node)
         if mask is None:
             return None
+        mask = squeezed(mask, keep=range(1, mask.ndim)).any(0, keepdim=True)
         mask = mask.movedim(tuple(dims), tuple(range(-len(dims), 0))).flatten(-len(dims))
-        mask = mask[..., torch.from_numpy(units)].any(-1).any(0)
+        mask = mask[0, ..., torch.from_numpy(units)].any(-1)
         return None if bool(mask.all()) else mask.numpy().copy()
 
     def _union(self, node: fx.Node, live: set[fx.Node]) -> torch.Tensor | None:
         held = node.meta.get("val")
         if not isinstance(held, torch.Tensor):
             return None
-        mask = torch.zeros(tuple(held.shape), dtype=torch.bool)
+        mask: torch.Tensor | None = None
         for user in node.users:
             if user not in live:
                 continue
             back = self._back(user, node, held)
             if back is None:
                 return None
-            mask |= back
-        return None if bool(mask.all()) else mask
+            mask = back if mask is None else mask | back
+        return None if mask is None or bool(squeezed(mask).all()) else mask
 
     def _back(self, user: fx.Node, node: fx.Node, held: torch.Tensor) -> torch.Tensor | None:
         """What ``user`` reads of ``node``, given what is read of ``user``; None for everything."""
@@ -73,34 +75,31 @@ class Reach:
         if family is Family.KEEP or (family is Family.POINTWISE and operator_name(user) not in ("glu", "prelu")):
             return _summed_to(after, shape) if "softmax" not in operator_name(user) else None
         if family is Family.NORM and operator_name(user) in ("layer_norm", "rms_norm") and user.args[0] is node:
-            count = len(user.args[1])  # type: ignore[arg-type]
-            rest = after.flatten(-count).any(-1)
-            return rest.reshape(*rest.shape, *[1] * count).expand(shape)
+            return _whole_along(after, len(user.args[1])).expand(shape)  # type: ignore[arg-type]
         if operator_name(user) == "linear" and user.args[0] is node:
-            return after.any(-1, keepdim=True).expand(shape)
+            return _whole_along(after).expand(shape)
         if family is Family.CONTRACTION and operator_name(user) in ("addmm", "mm", "matmul") and len(shape) > 1:
             return _rows(user, node, after, shape)
         if family is Family.ATTENTION and user.args[0] is node and node not in user.args[1:]:
-            return after.any(-1, keepdim=True).expand(shape)
+            return _whole_along(after).expand(shape)
         return None
 
     def _layout(self, user: fx.Node, node: fx.Node, shape: tuple[int, ...], after: Any) -> torch.Tensor | None:
-        """The operator run on the numbers of the elements tells which element went where."""
+        """The derivative of an operator that only moves elements tells where each went."""
         if user.args[0] is not node:
             return None
         results = user.meta.get("val")
         if after is None and isinstance(results, torch.Tensor) and results.numel() == int(np.prod(shape)):
             return None
-        numbers = torch.arange(int(np.prod(shape))).reshape(shape)
-        moved = rerun(user, {node: numbers})
-        mask = torch.zeros(int(np.prod(shape)), dtype=torch.bool)
-        if isinstance(moved, torch.Tensor):
-            mask[moved[after] if after is not None else moved.reshape(-1)] = True
-            return mask.reshape(shape)
-        for item in user.users:  # split and its like: every piece that is used
-            piece, read = moved[item.args[1]], self._masks.get(item)
-            mask[piece[read] if read is not None else piece.reshape(-1)] = True
-        return mask.reshape(shape)
+        with torch.enable_grad():
+            elements = torch.zeros(shape, requires_grad=True)
+            moved = rerun(user, {node: elements})
+        pieces = [(moved, after)]
+        if not isinstance(moved, torch.Tensor):  # split and its like: every piece that is used
+            pieces = [(moved[item.args[1]], self._masks.get(item)) for item in user.users]
+        read = [torch.ones_like(piece) if mask is None else mask.to(piece.dtype) for piece, mask in pieces]
+        (reached,) = torch.autograd.grad([piece for piece, _ in pieces], elements, read)
+        return compact(reached != 0)
 
     def _cat(self, user: fx.Node, node: fx.Node, after: torch.Tensor) -> torch.Tensor | None:
         parts = list(user.args[0])  # type: ignore[arg-type]
@@ -108,6 +107,11 @@ class Reach:
         sizes = [p.meta["val"].shape[dim] for p in parts]
         pieces = [m for p, m in zip(parts, after.split(sizes, dim), strict=True) if p is node]
         return torch.stack(pieces).any(0)
+
+
+def _whole_along(mask: torch.Tensor, dims: int = 1) -> torch.Tensor:
+    """Whether anything is read along the last dimensions, which are kept."""
+    return squeezed(mask).any(dim=tuple(range(-dims, 0)), keepdim=True)
 
 
 def _summed_to(mask: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
@@ -125,4 +129,4 @@ def _rows(user: fx.Node, node: fx.Node, after: torch.Tensor, shape: tuple[int, .
     left = user.args[1] if operator_name(user) == "addmm" else user.args[0]
     if left is not node or after.ndim != len(shape):
         return None
-    return after.any(-1, keepdim=True).expand(shape)
+    return _whole_along(after).expand(shape)

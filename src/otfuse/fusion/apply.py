@@ -39,16 +39,16 @@ def fused(
 
 
 def carried(tensor: torch.Tensor, carries: Sequence[Carry], shape: torch.Size, name: str) -> torch.Tensor:
-    """A source's tensor in the anchor's basis, in float64."""
-    tensor = tensor.double()
+    """A source's tensor in the anchor's basis: maps are applied in the tensor's own precision, float32 at least."""
     if not carries:
         if tensor.shape != shape:
             raise MatchError(
                 f"{name}: has shape {list(shape)} in the anchor and {list(tensor.shape)} in the source and no map joins "
                 "them; use a recipe that aligns units, or models of equal sizes"
             )
-        return tensor
-    out = torch.zeros(shape, dtype=torch.float64, device=tensor.device)
+        return tensor.double()
+    tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    out = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
     for carry in carries:
         part, places = tensor, [torch.arange(n) for n in shape]
         for axis_map in carry.axes:
