@@ -354,7 +354,7 @@ def test_equal_sizes_are_never_confused_and_a_length_of_one_goes_with_anything()
     assert one == ()
     assert algebra.unify(one, x) == algebra.unify(x, one) == x
     assert algebra.flat(x) != algebra.flat(y)
-    with pytest.raises(AssertionError, match="axes of 6 and 5"):
+    with pytest.raises(MisfitError, match="axes of 6 and 5"):
         algebra.unify(x, algebra.axis(5))
 
 

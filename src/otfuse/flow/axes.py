@@ -247,12 +247,12 @@ class Algebra:
     def unify(self, x: Axis, y: Axis) -> Axis:
         """``x`` and ``y`` are the same units, position by position; an axis of length one goes with anything.
 
-        On a misfit both are pinned. Returns the longer of the two.
+        Where factors do not line up both are pinned. Returns the longer of the two. MisfitError if the lengths differ.
         """
         if not self.flat(x) or not self.flat(y):
             return x or y
         if self.size(x) != self.size(y):
-            raise AssertionError(f"axes of {self.size(x)} and {self.size(y)} cannot be the same units")
+            raise MisfitError(f"axes of {self.size(x)} and {self.size(y)} cannot be the same units")
         try:
             self._unify(list(self.flat(x)), list(self.flat(y)))
         except MisfitError:
@@ -284,7 +284,8 @@ class Algebra:
         lesser, root = self._cells[a], self._cells[b]
         if lesser.form == "leaf":
             lesser.parent = b
-            root.wild = root.wild and lesser.wild
+            for leaf in {b, *self.leaves((b,))}:
+                self._cells[leaf].wild = self._cells[leaf].wild and lesser.wild
             root.tags |= lesser.tags
             self._inherit(_Cell(0, 0, hard=lesser.hard, soft=lesser.soft, carries=lesser.carries),
                           list(self.leaves((b,))), wild=False)  # fmt: skip

@@ -7,9 +7,11 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from otfuse.core.graph import FlowGraph, NodeKind
+from otfuse.core.space import Group
 from otfuse.errors import RuleError
 from otfuse.flow.freeze import flow_nodes
 from otfuse.flow.interpret import interpret
+from otfuse.flow.reach import Reach
 from otfuse.flow.registry import operator_name
 from otfuse.flow.spaces import Draft, SpaceBuilder
 from otfuse.flow.whereabouts import where
@@ -25,20 +27,21 @@ if TYPE_CHECKING:
 _TOO_MUCH = 0.1  # a space pinned out of ignorance may not hold more of the parameters than this
 
 
-def derive(program: Program, *, holds: Callable[[Space], bool] | None = None) -> FlowGraph:
+def derive(program: Program, *, holds: Callable[[Space], bool | None] = lambda _: None) -> FlowGraph:
     """The flow graph of a program.
 
-    ``holds`` tries a space that is pinned only because a rule is missing or says nothing about order: it returns
-    whether permuting its units leaves the program's outputs unchanged (float64). Without it such spaces stay pinned.
+    ``holds`` tries a space that is pinned only because a rule is missing or says nothing about order, or that looks like
+    rotary pairs: it returns whether moving its units leaves the program's outputs unchanged (float64), None if it cannot
+    tell. Then the former stay pinned; the latter are turned only if one operator for all of attention says so.
     Raises RuleError if an operator without a rule pins a space with more than a tenth of the parameters.
     """
-    facts = interpret(program)
-    drafts = [_promoted(draft, holds) if draft.soft else draft for draft in SpaceBuilder(facts).build()]
+    facts, reach = interpret(program), Reach(program)
+    drafts = [_promoted(draft, holds) if draft.soft else draft for draft in SpaceBuilder(facts, reach, holds).build()]
     _refuse_ignorance(program, facts, drafts)
     by_leaf: dict[int, list[Space]] = {}
     for draft in drafts:
         by_leaf.setdefault(draft.leaf, []).append(draft.space)
-    nodes = flow_nodes(program, facts, by_leaf)
+    nodes = flow_nodes(program, facts, by_leaf, reach)
     return FlowGraph(
         spaces=tuple(_as_stream(draft.space, nodes) for draft in drafts),
         nodes=nodes,
@@ -58,13 +61,9 @@ def _as_stream(space: Space, nodes: tuple[FlowNode, ...]) -> Space:
     return replace(space, kind="stream", name=" ".join([".".join(common), "stream"]).strip())
 
 
-def _promoted(draft: Draft, holds: Callable[[Space], bool] | None) -> Draft:
-    from otfuse.core.space import Group
-
+def _promoted(draft: Draft, holds: Callable[[Space], bool | None]) -> Draft:
     free = replace(draft.space, group=Group.PERMUTATION, pinned=None)
-    if holds is not None and holds(free):
-        return Draft(draft.leaf, free, soft=False)
-    return draft
+    return Draft(draft.leaf, free, soft=False) if holds(free) else draft
 
 
 def _refuse_ignorance(program: Program, facts: Facts, drafts: list[Draft]) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 
 from otfuse.core.graph import FlowNode, NodeKind, Observation
 from otfuse.flow.parts import Part, rerouted, take_apart
-from otfuse.flow.reach import Reach
 from otfuse.flow.tokens import token_axis
 from otfuse.flow.value import values_in
 from otfuse.flow.walk import walk
@@ -17,13 +16,13 @@ from otfuse.flow.whereabouts import where
 if TYPE_CHECKING:
     from otfuse.core.space import Space
     from otfuse.flow.facts import Facts
+    from otfuse.flow.reach import Reach
     from otfuse.program.export import Program
 
 
-def flow_nodes(program: Program, facts: Facts, spaces: dict[int, list[Space]]) -> tuple[FlowNode, ...]:
+def flow_nodes(program: Program, facts: Facts, spaces: dict[int, list[Space]], reach: Reach) -> tuple[FlowNode, ...]:
     """All layer-level nodes in the order of the forward pass; ``spaces`` are those of every leaf."""
     parts, went = take_apart(walk(program, facts).found)
-    reach = Reach(program)
     nodes = list[FlowNode]()
     for index, part in enumerate(parts):
         found = part.found

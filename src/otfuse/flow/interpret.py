@@ -72,7 +72,7 @@ def _step(facts: Facts, node: fx.Node) -> Any:
         result = entry.apply(op)
     except (MisfitError, TypeError, IndexError, ValueError):  # a form of the operator that its rule does not cover
         result = UNKNOWN
-    if result is UNKNOWN:
+    if result is UNKNOWN or (isinstance(result, Value) and isinstance(node.meta.get("val"), (list, tuple))):
         return _fallback(facts, node, op)
     _check(facts, op, result)
     return result

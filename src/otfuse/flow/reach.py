@@ -30,9 +30,20 @@ class Reach:
     def __init__(self, program: Program) -> None:
         self._masks: dict[fx.Node, torch.Tensor | None] = {}
         live, outputs = program.live(), set(program.outputs)
+        self._stored: dict[str, list[torch.Tensor | None]] = {}
         for node in reversed(program.graph.nodes):
-            if node.op == "call_function" and node in live:
+            if node in live:
                 self._masks[node] = None if node in outputs else self._union(node, live)
+                if node.name in program.parameters:
+                    self._stored.setdefault(program.parameters[node.name], []).append(self._masks[node])
+
+    def unread(self, tensor: str, axis: int) -> NDArray[np.bool_] | None:
+        """Positions along an axis of a stored tensor that no output depends on, None if there are none."""
+        masks = self._stored.get(tensor, [None])
+        if any(mask is None for mask in masks):
+            return None
+        read = torch.stack([mask for mask in masks if mask is not None]).any(0).movedim(axis, 0).flatten(1).any(1)
+        return None if bool(read.all()) else (~read).numpy()
 
     def read(self, node: fx.Node, dims: Sequence[int], units: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """The mask over the places of a value at which these units are read (entries along the flattened ``dims``).

@@ -10,11 +10,15 @@ import numpy as np
 
 from otfuse.core.space import Group, Member, Role, Space
 from otfuse.flow.dependence import dependencies
+from otfuse.flow.meetings import meetings
 from otfuse.flow.places import Segment, positions, segments
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from otfuse.flow.axes import Atom
     from otfuse.flow.facts import Facts
+    from otfuse.flow.reach import Reach
 
 _KINDS = ("query-key", "value-output", "heads", "experts", "channels")
 
@@ -31,8 +35,9 @@ class Draft:
 class SpaceBuilder:
     """Turns leaves into spaces."""
 
-    def __init__(self, facts: Facts) -> None:
-        self._facts, self._algebra = facts, facts.algebra
+    def __init__(self, facts: Facts, reach: Reach, holds: Callable[[Space], bool | None]) -> None:
+        self._facts, self._algebra, self._reach, self._holds = facts, facts.algebra, reach, holds
+        self._meetings = meetings(facts)
         self._segments: dict[tuple[str, int], list[Segment]] = {}
         self._holders: dict[int, list[tuple[str, int]]] = {}
         for name, value in facts.stored.items():
@@ -56,7 +61,11 @@ class SpaceBuilder:
     # -- one space ---------------------------------------------------------------------------------------------------
     def _drafts(self, leaf: Atom) -> list[Draft]:
         if self._algebra.cell(leaf).hard == {"constant"} and self._is_rotary(leaf):
-            return self._rotary(leaf)
+            turned = self._rotary(leaf)
+            tried = [self._holds(draft.space) for draft in turned if draft.space.group is Group.ROTARY]
+            told = "query-key" in self._algebra.cell(leaf).tags  # without numbers only where attention is one operator
+            if all(tried) or (told and False not in tried):
+                return turned
         return [self._draft(leaf)]
 
     def _draft(self, leaf: Atom) -> Draft:
@@ -64,6 +73,8 @@ class SpaceBuilder:
         inside, batch = self._copies(leaf) if not cell.hard else ([], None)
         members = self._members(leaf, inside, batch)
         reasons = set(cell.hard)
+        if not reasons and self._unread(leaf):
+            reasons.add("unread")
         if members is None:  # not expressible as positions: keep it in place
             reasons.add("no separate positions")
             members, inside, batch = self._places(leaf), [], None
@@ -75,16 +86,28 @@ class SpaceBuilder:
         space = Space("", "", self._kind(leaf), cell.size, copies, group, pinned, tuple(members))
         return Draft(leaf, space, soft=bool(cell.soft) and not reasons)
 
+    def _unread(self, leaf: Atom) -> bool:
+        """Whether no output reads any of its positions, so that nothing can be known of them."""
+        for name, dim in self._holders[leaf]:
+            unread = self._reach.unread(name, dim)
+            if unread is None or not all(
+                unread[p.positions].all() for p in self._segments[name, dim] if leaf in p.index
+            ):
+                return False
+        return True
+
     # -- rotary pairs ------------------------------------------------------------------------------------------------
     def _rotary(self, leaf: Atom) -> list[Draft]:
         """One space per attention: all read one table of angles, but a turn is free in every head of every layer.
 
-        Attentions are told apart by their heads: two members belong together if they share a factor beside the pairs.
+        Attentions are told apart by their heads, and by where queries meet keys: two members belong together if they
+        share a factor beside the pairs, or a place where they meet.
         """
-        groups: list[tuple[set[int], list[tuple[str, int]]]] = []
+        groups: list[tuple[set[Any], list[tuple[str, int]]]] = []
         for holder in self._holders[leaf]:
-            beside = {x for part in self._segments[holder] if leaf in part.index for x in part.index} - {leaf}
-            beside = {x for x in beside if not self._algebra.cell(x).hard}
+            factors = {x for part in self._segments[holder] if leaf in part.index for x in part.index} - {leaf}
+            beside: set[Any] = {x for x in factors if not self._algebra.cell(x).hard}
+            beside |= {node for node, names in self._meetings.items() if holder[0] in names}
             touching = [group for group in groups if group[0] & beside or not beside or not group[0]]
             groups = [group for group in groups if group not in touching]
             groups.append((beside.union(*(g[0] for g in touching)), [h for g in touching for h in g[1]] + [holder]))
@@ -154,9 +177,7 @@ class SpaceBuilder:
         return members
 
     def _is_rotary(self, leaf: Atom) -> bool:
-        """Pairs that a table of angles turns: twice in a sum (half style) or times a pinned factor of two."""
-        if "query-key" not in self._algebra.cell(leaf).tags:
-            return False
+        """Pairs that a table of angles may turn: twice in a sum (half style) or times a pinned factor of two."""
         return all(self._facts.role(*h) is Role.PRODUCES and self._paired(leaf, h) for h in self._holders[leaf])
 
     def _paired(self, leaf: Atom, holder: tuple[str, int]) -> bool:

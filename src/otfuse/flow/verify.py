@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from otfuse.core.space import Role
+from otfuse.core.space import Group, Role
 from otfuse.errors import GateError
 from otfuse.flow.act import act, chance, draw, generators
 from otfuse.program.export import evaluating, quiet
 from otfuse.program.inputs import forward_keywords, split_inputs
 from otfuse.program.outputs import main_outputs
-from otfuse.program.run import Runner
+from otfuse.program.run import Runner, raised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from otfuse.core.graph import FlowGraph
     from otfuse.core.space import Member, Space
     from otfuse.program.export import Program
+    from otfuse.program.inputs import Inputs
 
 _CONTROLS = 12  # members left out one at a time, until one shows
 _SHOWN = 1e-2
@@ -76,24 +78,51 @@ def verify_weights(model: nn.Module, program: Program, graph: FlowGraph, *, seed
 class SpaceTrial:
     """Tries one space on the program in float64: generators of its group, accepted below 1e-9 (graph.md section 1).
 
-    Nothing is drawn until a space has to be tried. Without numbers (the meta device) no space is accepted.
+    It is tried on the example inputs and on others of their shapes, lest an example hides what a mask or a threshold
+    lets through. Nothing is drawn until a space has to be tried.
     """
 
     def __init__(self, model: nn.Module, program: Program, seed: int = 0) -> None:
         self._model, self._program, self._seed = model, program, seed
 
     @functools.cached_property
-    def _bench(self) -> tuple[Runner, dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
+    def _bench(self) -> tuple[Runner, dict[str, torch.Tensor], list[tuple[Inputs, tuple[torch.Tensor, ...]]]]:
         runner, weights = Runner(self._program, double=True), randomised(self._model, self._program, self._seed)
-        return runner, weights, runner(weights)
+        given = self._program.inputs
+        known = [(inputs, runner(weights, inputs)) for inputs in (given, other_inputs(given, self._seed))]
+        finite = [bool(all(output.isfinite().all() for output in outputs)) for _, outputs in known]
+        return runner, weights, [pair for pair, fine in zip(known, finite, strict=True) if fine] or known[:1]
 
-    def __call__(self, space: Space) -> bool:
-        """Whether permuting the space leaves the outputs unchanged."""
+    def __call__(self, space: Space) -> bool | None:
+        """Whether moving the space leaves the outputs unchanged; None where there are no numbers (the meta device)."""
         if any(tensor.is_meta for tensor in self._model.parameters()):
-            return False
-        runner, weights, reference = self._bench
-        draws = [act([element], weights) for element in generators(space, self._seed)]
-        return all(change(runner(moved), reference) < 1e-9 for moved in draws)  # see the class
+            return None
+        runner, weights, known = self._bench
+        moves = [draw(space, self._seed)] if space.group is Group.ROTARY else generators(space, self._seed)
+        draws = [act([element], weights) for element in moves]
+        return all(
+            change(runner(moved, inputs), reference) < 1e-9  # see the class
+            for moved in draws
+            for inputs, reference in known
+        )
+
+
+def other_inputs(inputs: Inputs, seed: int) -> Inputs:
+    """Inputs of the same shapes: real numbers of all sizes from a tenth to ten, masks at random, numbers as they are."""
+    source = chance(seed, "inputs")
+
+    def other(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not (value.is_floating_point() or value.dtype is torch.bool):
+            return value
+        drawn = source.standard_normal(tuple(value.shape)) * 10 ** source.uniform(-1, 1, tuple(value.shape))
+        return (
+            torch.from_numpy(np.asarray(drawn)).to(value.device, value.dtype)
+            if value.is_floating_point()
+            else (torch.from_numpy(np.asarray(drawn > 0)).to(value.device))
+        )
+
+    changed: Inputs = tree_map(other, inputs)
+    return changed
 
 
 def real(model: nn.Module, program: Program) -> dict[str, torch.Tensor]:
@@ -186,14 +215,17 @@ class _Module:
         return Runner(self._program, double=True)(weights)
 
     def _module(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        buffers = dict(self._model.named_buffers())
-        state = {name: weights[first] for name, first in self._program.ties.items()}
+        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}  # forward may write into them
+        state = {
+            name: weights[first].clone() if name in buffers else weights[first]
+            for name, first in self._program.ties.items()
+        }
+        state = {name: buffer for name, buffer in buffers.items() if name not in state} | state
         device = next((w.device for w in weights.values()), torch.device("cpu"))
         args, kwargs = split_inputs(self._program.inputs)
-        args, kwargs = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, (args, kwargs))
+        args, kwargs = tree_map(lambda x: x.to(device).clone() if isinstance(x, torch.Tensor) else x, (args, kwargs))
         if self._double:
-            args, kwargs = tree_map(_double, (args, kwargs))
-            state = {name: _double(value) for name, value in buffers.items() if name not in state} | state
+            args, kwargs, state = tree_map(_double, (args, kwargs, state))
         kwargs = forward_keywords(self._model) | kwargs
         with (
             evaluating(self._model), quiet(), torch.no_grad(), _in_double(self._double),
@@ -204,7 +236,7 @@ class _Module:
 
 
 def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    return value.to(raised(value.dtype)) if isinstance(value, torch.Tensor) else value
 
 
 @contextlib.contextmanager
@@ -225,13 +257,5 @@ class _NoSingle(TorchDispatchMode):
     """Every operator that is asked for float32 gives float64."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(_widen, (args, kwargs or {}))
+        args, kwargs = tree_map(raised, (args, kwargs or {}))
         return func(*args, **kwargs)
-
-
-def _widen(value: Any) -> Any:
-    return (
-        torch.float64
-        if value in (torch.float32, torch.float16, torch.bfloat16) and isinstance(value, torch.dtype)
-        else value
-    )

@@ -54,7 +54,7 @@ class Program:
                 continue
             live.add(node)
             todo += node.all_input_nodes
-            todo += [user for user in node.users if _writes_into(user, node)]
+            todo += [user for user in node.users if writes(user) and user.args[0] is node]
         return live
 
 
@@ -93,6 +93,7 @@ def export(model: nn.Module, inputs: Inputs | None = None) -> Program:
         ) from error
     program = _program(model, exported, inputs)
     _refuse_unknown_sizes(model, program)
+    _refuse_hidden_writes(model, program)
     return program
 
 
@@ -108,6 +109,16 @@ def _refuse_unknown_sizes(model: nn.Module, program: Program) -> None:
             )
 
 
+def _refuse_hidden_writes(model: nn.Module, program: Program) -> None:
+    """TraceError if what dropout gives, which in evaluation is its operand itself, is written into."""
+    for node in program.graph.nodes:
+        if writes(node) and "dropout" in str(node.args[0].target):
+            raise TraceError(
+                f"{type(model).__name__} cannot be traced: it writes into what dropout gives, and in evaluation into what "
+                "went in; write `x = x + y` instead of `x += y` there"
+            )
+
+
 def _program(model: nn.Module, exported: Any, inputs: Inputs) -> Program:
     ties, shapes = stored(model)
     parameters, constants, users = dict[str, str](), dict[str, torch.Tensor](), list[str]()
@@ -117,7 +128,7 @@ def _program(model: nn.Module, exported: Any, inputs: Inputs) -> Program:
             users.append(name)
         elif target in ties:
             parameters[name] = ties[target]
-        elif spec.kind is InputKind.BUFFER:
+        elif spec.kind in (InputKind.BUFFER, InputKind.PARAMETER):  # one that is not real, or not saved
             constants[name] = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
         else:
             constants[name] = exported.constants[spec.target]
@@ -173,7 +184,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Libraries below do not speak to the user."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -186,25 +197,24 @@ def _to(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
+def writes(node: fx.Node) -> bool:
+    """Whether an operator writes into its first operand."""
+    mutable = node.target is not operator.getitem and getattr(
+        getattr(node.target, "_schema", None), "is_mutable", False
+    )
+    return bool(mutable and node.args and isinstance(node.args[0], fx.Node))
+
+
 def _writes_through_view(node: fx.Node) -> bool:
     """Whether an operator writes into a tensor that another name sees too."""
-    if not getattr(getattr(node.target, "_schema", None), "is_mutable", False) or not node.args:
+    if not writes(node):
         return False
     target = node.args[0]
-    return isinstance(target, fx.Node) and (_is_view(target) or any(_is_view(user) for user in target.users))
+    return _is_view(target) or any(_is_view(user) for user in target.users)  # type: ignore[arg-type,union-attr]
 
 
 def _is_view(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and not schema.is_mutable and any(r.alias_info is not None for r in schema.returns)
-
-
-def _writes_into(user: fx.Node, node: fx.Node) -> bool:
-    schema = getattr(user.target, "_schema", None)
-    return bool(
-        user.target is not operator.getitem
-        and schema is not None
-        and schema.is_mutable
-        and user.args
-        and user.args[0] is node
-    )
+    if schema is None or schema.is_mutable:
+        return False
+    return any(r.alias_info is not None for r in schema.returns)

@@ -22,7 +22,7 @@ def main_outputs(result: Any) -> tuple[torch.Tensor, ...]:
         kept = {
             name: value
             for name, value in result.items()
-            if not name.startswith(_SIDE) and not any(word in name for word in _INCIDENTAL)
+            if name == "last_hidden_state" or not (name.startswith(_SIDE) or any(word in name for word in _INCIDENTAL))
         }
         logits = {name: value for name, value in kept.items() if "logits" in name}
         result = list((logits or kept or dict(result)).values())

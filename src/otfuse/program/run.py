@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
+from otfuse.program.export import writes
 from otfuse.program.inputs import split_inputs
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Runner:
             if node.op == "call_function" and node in live and "_assert" not in str(node.target)
         ]
         self._attributes = [node for node in program.graph.nodes if node.op == "get_attr"]
+        self._written = {node.args[0] for node in self._steps if writes(node) and node.args[0].op == "placeholder"}
         self._dies: dict[fx.Node, list[fx.Node]] = {}
         seen = set(program.outputs)
         for node in reversed(self._steps):
@@ -62,6 +64,8 @@ class Runner:
             values[name] = weights[stored]
         placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
         env = {placeholders[name]: self._ready(value, device) for name, value in values.items()}
+        for node in self._written:  # into a copy: what was given stays as it is
+            env[node] = env[node].clone()
         for node in self._attributes:
             env[node] = operator.attrgetter(str(node.target))(program.module)
         return env
@@ -70,13 +74,15 @@ class Runner:
         if not isinstance(value, torch.Tensor):
             return value
         value = value.to(device)
+        if self._double and value.is_complex():
+            return value.to(torch.complex128)
         return value.double() if self._double and value.is_floating_point() else value
 
     @torch.no_grad()
     def _step(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
         if self._double:
-            args, kwargs = fx.node.map_aggregate((args, kwargs), _raise)
+            args, kwargs = fx.node.map_aggregate((args, kwargs), raised)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _walk(self, env: dict[fx.Node, Any], names: frozenset[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -88,6 +94,10 @@ class Runner:
                 env.pop(used, None)
 
 
-def _raise(value: Any) -> Any:
-    narrow = isinstance(value, torch.dtype) and value in (torch.float32, torch.float16, torch.bfloat16)
-    return torch.float64 if narrow else value
+def raised(value: Any) -> Any:
+    """A dtype as wide as float64 in the place of a narrower one; anything else as it is."""
+    if not isinstance(value, torch.dtype):
+        return value
+    if value in (torch.complex64, torch.complex32):
+        return torch.complex128
+    return torch.float64 if value in (torch.float32, torch.float16, torch.bfloat16) else value

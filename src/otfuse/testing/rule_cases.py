@@ -288,6 +288,11 @@ def _weighted(operator: str, forward: Forward) -> RuleCase:
     return plain(operator, layers, lambda m, x: forward(m, m.enter(x)), "1x6", lambda: normal(3, 7), {})
 
 
+def _places(h: Tensor, places: int) -> Tensor:
+    """Units as channels at some places: ``[3, units]`` to ``[3, channels, places]``."""
+    return h.view(3, places, -1).transpose(1, 2)
+
+
 def _norms() -> Iterator[RuleCase]:
     yield through("layer_norm", lambda m, h: m.norm(h), more={"norm": lambda: nn.LayerNorm(6)})
     yield through("rms_norm", lambda m, h: m.norm(h), more={"norm": lambda: nn.RMSNorm(6)})
@@ -298,6 +303,14 @@ def _norms() -> Iterator[RuleCase]:
         lambda: normal(3, 2, 4), {},
     )  # fmt: skip
     yield through("group_norm", lambda m, h: m.norm(h), "1x2 1x3/2", more={"norm": lambda: nn.GroupNorm(2, 6)})
+    yield through(
+        "group_norm", lambda _, h: functional.group_norm(_places(h, 3), 2).transpose(1, 2).flatten(1), "1x2 1x3/2 1x2/6", width=12, leave=12
+    )  # fmt: skip
+    yield through(
+        "batch_norm",
+        lambda _, h: functional.batch_norm(_places(h, 3), None, None, training=True).transpose(1, 2).flatten(1),
+        "1x2 1x3/2",
+    )
     yield through(
         "_native_batch_norm_legit_no_training",
         lambda m, h: A._native_batch_norm_legit_no_training(h, m.g, m.c, m.mean, m.var.abs(), 0.1, 1e-5)[0],
@@ -317,6 +330,8 @@ def _pins() -> Iterator[RuleCase]:
     yield through("roll", lambda _, h: h.roll(1, -1), "")
     yield through("gather", lambda _, h: h.gather(1, torch.tensor([[1, 4]]).expand(3, 2)), "", leave=2)
     yield through("index_put", lambda _, h: A.index_put(h, [None, torch.tensor([1, 3])], torch.tensor(0.5)), "")
+    yield through("index_put", lambda _, h: A.index_put(torch.zeros_like(h), [torch.tensor([2, 0, 1])], torch.tanh(h)))
+    yield through("cumsum", lambda _, h: h.view(3, 3, 2).cumsum(1).flatten(1), "1x2")
     yield through("avg_pool1d", lambda _, h: A.avg_pool1d(h[:, None], [3], [1], [1]).squeeze(1), "")
     yield through(
         "conv1d", lambda m, h: m.slide(h[:, None]).squeeze(1), "", more={"slide": lambda: nn.Conv1d(1, 1, 3, padding=1)}

@@ -157,6 +157,9 @@ def attention(op: Op) -> Any:
     op.contract(places, aligned, [*lead, value.axes[-1]])
     algebra.tag(lead[-1], "heads")
     algebra.tag(value.axes[-1], "value-output")
+    if op.arg(5, "is_causal", default=False):
+        for axis in (query.axes[-2], places):
+            algebra.pin(axis, "causal")
     if isinstance(mask, Value):
         op.broadcast([Value((*lead, query.axes[-2], places)), mask])
     return Value((*lead, query.axes[-2], value.axes[-1]), derived=query.derived or key.derived or value.derived)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from otfuse.core.space import Role
 from otfuse.flow.op import Op
 from otfuse.flow.registry import UNKNOWN, Family, rule
 from otfuse.flow.value import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otfuse.flow.axes import Axis
 
 
 @rule("embedding", family=Family.LOOKUP)
@@ -15,7 +22,7 @@ def embedding(op: Op) -> Any:
     """``v d, ... -> ... d``."""
     table, index = op.value(0), op.value(1)
     op.roles(table, Role.PRODUCES)
-    if index.points is not None:
+    if index.points is not None and op.algebra.size(index.points) == op.algebra.size(table.axes[0]):
         op.algebra.unify(table.axes[0], index.points)
     else:
         op.algebra.pin(table.axes[0], "lookup")
@@ -38,9 +45,7 @@ def index(op: Op) -> Any:
         for i in places:
             op.algebra.pin(x.axes[i], "indexed")
     rows = op.broadcast([given[i] for i in places]).axes
-    rest = [axis for i, axis in enumerate(x.axes) if i not in places]
-    at = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
-    return Value((*rest[:at], *rows, *rest[at:]), x.derived, x.points)
+    return Value(tuple(_indexed(x, places, rows)), x.derived, x.points)
 
 
 def _carry_opaque(op: Op, rows: Any, axis: Any) -> None:
@@ -61,26 +66,39 @@ def gather(op: Op) -> Any:
     if op.name == "index_select":
         axis = places.axes[0] if places.axes else ()
         return x.with_axes((*x.axes[:dim], axis, *x.axes[dim + 1 :]))
-    axes = [
-        op.algebra.unify(x.axes[i], own)
-        if i != dim and op.algebra.size(own) in (op.algebra.size(x.axes[i]), spread)
-        else own
-        for i, own in enumerate(places.axes)
-    ]
+    axes = list(places.axes)
+    for i, own in enumerate(places.axes):
+        size = op.algebra.size(own)
+        if i != dim and size == spread:
+            axes[i] = x.axes[i]
+        elif i != dim:  # it may read less of them than there is
+            axes[i] = op.algebra.unify(op.algebra.slice(x.axes[i], 0, size), own)
     return Value(tuple(axes), x.derived)
 
 
 @rule("index_put", "index_put_", family=Family.LOOKUP)
 def index_put(op: Op) -> Any:
-    """Writing rows by number."""
-    x, given = op.value(0), op.arg(1)
-    for axis in x.axes[: len(given)]:
+    """Writing rows by number: they are pinned, in what is written too; the other dimensions agree."""
+    x, given, written = op.value(0), op.arg(1), op.value(2)
+    places = [i for i, t in enumerate(given) if t is not None]
+    if not all(isinstance(given[i], Value) for i in places) or _masks(op, 1):
+        return UNKNOWN
+    rows = op.broadcast([given[i] for i in places]).axes
+    for axis in (*(x.axes[i] for i in places), *rows):
         op.algebra.pin(axis, "indexed", soft=True)
-    for t in given:
-        if isinstance(t, Value):
-            for axis in t.axes:
-                op.algebra.pin(axis, "indexed", soft=True)
-    written = op.value(2)
-    for own, axis in zip(reversed(x.axes[len(given) :]), reversed(written.axes), strict=False):
+    for own, axis in zip(reversed(_indexed(x, places, rows)), reversed(written.axes), strict=False):
         op.algebra.unify(own, axis)
     return x.with_axes(x.axes)
+
+
+def _indexed(x: Value, places: Sequence[int], rows: Sequence[Axis]) -> list[Axis]:
+    """The axes of what is read or written: rows of neighbouring dimensions stay in place, others come first."""
+    rest = [axis for i, axis in enumerate(x.axes) if i not in places]
+    at = places[0] if list(places) == list(range(places[0], places[-1] + 1)) else 0
+    return [*rest[:at], *rows, *rest[at:]]
+
+
+def _masks(op: Op, index: int) -> bool:
+    """Whether places are given by masks, each of which covers as many dimensions as it has."""
+    given = [node for node in op.node.args[index] if node is not None]  # type: ignore[union-attr]
+    return any(node.meta["val"].dtype in (torch.bool, torch.uint8) for node in given)  # type: ignore[union-attr]

@@ -36,6 +36,10 @@ def batch_norm(op: Op) -> Any:
     x = op.value(0)
     for index, role in ((1, Role.SCALES), (2, Role.PRODUCES), (3, Role.PRODUCES), (4, Role.SCALES)):
         _join(op, x, 1, op.arg(index), 0, role)
+    if op.name == "instance_norm" or (op.name == "batch_norm" and op.arg(5)):  # statistics of these very values
+        for d in [*([] if op.name == "instance_norm" else [0]), *range(2, len(x.axes))]:
+            rest = [a for i, a in enumerate(x.axes) if i != d]
+            op.contract(x.axes[d], rest, [a for a in rest if a is not x.axes[0]] if op.name == "batch_norm" else rest)
     return x.with_axes(x.axes)
 
 
@@ -49,7 +53,9 @@ def native_batch_norm(op: Op) -> Any:
 def group_norm(op: Op) -> Any:
     """Channels are groups times channels of a group."""
     x = op.value(0)
-    op.algebra.split_axis(x.axes[1], op.arg(1))
+    groups, within = op.algebra.split_axis(x.axes[1], op.arg(1))
+    for axis in (within, *x.axes[2:]):
+        op.contract(axis, [a for a in (x.axes[0], groups, within, *x.axes[2:]) if a is not axis], [x.axes[0], groups])
     _join(op, x, 1, op.arg(2, "weight"), 0, Role.SCALES)
     _join(op, x, 1, op.arg(3, "bias"), 0, Role.PRODUCES)
     return x.with_axes(x.axes)

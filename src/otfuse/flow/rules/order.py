@@ -64,13 +64,15 @@ def histogram(op: Op) -> Any:
 
 @rule("cumsum", "cumprod", "cummax", "logcumsumexp", "flip", "roll", "diff", family=Family.ORDER)
 def ordered(op: Op) -> Any:
-    """The named dimensions are pinned, the others pass."""
+    """The named dimensions are pinned; what stands beside them passes, but is mixed along them."""
     x = op.value(0)
     position = 2 if op.name in ("roll", "diff") else 1
     given = op.arg(position, "dims" if op.name in ("roll", "flip") else "dim", -1 if op.name == "diff" else None)
     given = [given] if isinstance(given, int) else given
     dims = [d % len(x.axes) for d in given] if given else list(range(len(x.axes)))
     for d in dims:
+        rest = [a for i, a in enumerate(x.axes) if i != d]
+        op.contract(x.axes[d], rest, rest)
         op.algebra.pin(x.axes[d], op.name, soft=True)
     axes = [
         op.algebra.axis(op.shape[d], pin="opaque") if d in dims and op.name == "diff" else a

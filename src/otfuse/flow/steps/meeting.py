@@ -45,7 +45,7 @@ def pointwise(trail: Trail, node: fx.Node) -> Any:
     scores = next((trail.carried(a) for a in operands if isinstance(trail.carried(a), Scores)), None)
     if scores is not None:
         return scores
-    held = [a for a in operands if isinstance(trail.carried(a), Held)]
+    held = [a for a in operands if isinstance(trail.carried(a), Held) and operator_name(node) != "prelu"]
     if not flows:
         others = any(trail.derived(a) for a in operands if a not in held)
         if len(held) == 1 and not others:

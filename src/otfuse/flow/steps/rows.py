@@ -57,6 +57,8 @@ def lookup(trail: Trail, node: fx.Node) -> Any:
     ids, together = value.ids, places == list(range(places[0], places[-1] + 1))
     for d in sorted(places, reverse=True):
         ids = ids.select(d, 0)
+    if operator_name(node) == "gather":  # it may read less of the other dimensions than there is
+        ids = ids[tuple(slice(n) for d, n in enumerate(shape) if d not in places)]
     for _ in range(len(shape) - ids.ndim):  # the numbers' own dimensions stand where the first place was
         ids = ids.unsqueeze(places[0] if together else 0)
     return Units(ids.expand(shape), value.normalised)
