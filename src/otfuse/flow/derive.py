@@ -12,7 +12,7 @@ from otfuse.errors import RuleError
 from otfuse.flow.freeze import flow_nodes
 from otfuse.flow.interpret import interpret
 from otfuse.flow.reach import Reach
-from otfuse.flow.registry import operator_name
+from otfuse.flow.registry import entry_of, operator_name
 from otfuse.flow.spaces import Draft, SpaceBuilder
 from otfuse.flow.whereabouts import where
 
@@ -76,8 +76,14 @@ def _refuse_ignorance(program: Program, facts: Facts, drafts: list[Draft]) -> No
         reasons = facts.algebra.cell(draft.leaf).soft
         node = next((n for n in facts.unknown if f"no rule for {operator_name(n)}" in reasons), None)
         if share > _TOO_MUCH and node is not None:
+            place = f"called at {where(node)}: it would pin {draft.space.name} ({draft.space.size} units, "
+            place += f"{share:.0%} of the parameters)"
+            if entry_of(node) is not None:
+                raise RuleError(
+                    f"the flow rule for {node.target} does not follow it as it is {place}; write that step with other "
+                    "operators, or extend the rule (docs/rules.md)"
+                )
             raise RuleError(
-                f"no flow rule for {node.target}, called at {where(node)}: it would pin {draft.space.name} "
-                f"({draft.space.size} units, {share:.0%} of the parameters); declare a rule with "
+                f"no flow rule for {node.target}, {place}; declare a rule with "
                 f"@otfuse.flow.registry.rule({operator_name(node)!r}, family=...) (docs/rules.md)"
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from otfuse.flow.axes import MisfitError
 from otfuse.flow.registry import argument, operator_name
 
 if TYPE_CHECKING:
@@ -18,13 +17,16 @@ def dimension_order(name: str, arguments: Sequence[Any], rank: int) -> list[int]
     order = list(range(rank))
     if name in ("t", "numpy_T"):
         return order[::-1]
+    if name == "mT":
+        return [*order[:-2], order[-1], order[-2]]
     if name == "permute":
         return [d % rank for d in arguments[0]]
     first, second = arguments[0], arguments[1]
     if name in ("movedim", "moveaxis"):
-        if not isinstance(first, int):
-            raise MisfitError("movedim of several dimensions")
-        order.insert(second % rank, order.pop(first % rank))
+        moved = [[int(d) % rank for d in ([given] if isinstance(given, int) else given)] for given in (first, second)]
+        order = [d for d in order if d not in moved[0]]
+        for at, d in sorted(zip(moved[1], moved[0], strict=True)):
+            order.insert(at, d)
         return order
     i, j = first % rank, second % rank
     order[i], order[j] = order[j], order[i]

@@ -60,10 +60,11 @@ class SpaceBuilder:
 
     # -- one space ---------------------------------------------------------------------------------------------------
     def _drafts(self, leaf: Atom) -> list[Draft]:
-        if self._algebra.cell(leaf).hard == {"constant"} and self._is_rotary(leaf):
+        cell = self._algebra.cell(leaf)
+        if cell.hard and cell.hard <= {"constant", "opaque"} and self._is_rotary(leaf):
             turned = self._rotary(leaf)
             tried = [self._holds(draft.space) for draft in turned if draft.space.group is Group.ROTARY]
-            told = "query-key" in self._algebra.cell(leaf).tags  # without numbers only where attention is one operator
+            told = cell.hard == {"constant"} and "query-key" in cell.tags  # without numbers: attention as one operator
             if all(tried) or (told and False not in tried):
                 return turned
         return [self._draft(leaf)]

@@ -20,7 +20,7 @@ from otfuse.flow.act import act, chance, draw, generators
 from otfuse.program.export import evaluating, quiet
 from otfuse.program.inputs import forward_keywords, split_inputs
 from otfuse.program.outputs import main_outputs
-from otfuse.program.run import Runner, raised
+from otfuse.program.run import Runner, default_dtype, raised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -94,10 +94,16 @@ class SpaceTrial:
         return runner, weights, [pair for pair, fine in zip(known, finite, strict=True) if fine] or known[:1]
 
     def __call__(self, space: Space) -> bool | None:
-        """Whether moving the space leaves the outputs unchanged; None where there are no numbers (the meta device)."""
+        """Whether moving the space leaves the outputs unchanged.
+
+        None where there are no numbers (the meta device), or where the program cannot run in float64.
+        """
         if any(tensor.is_meta for tensor in self._model.parameters()):
             return None
-        runner, weights, known = self._bench
+        try:
+            runner, weights, known = self._bench
+        except (RuntimeError, NotImplementedError):
+            return None
         moves = [draw(space, self._seed)] if space.group is Group.ROTARY else generators(space, self._seed)
         draws = [act([element], weights) for element in moves]
         return all(
@@ -212,7 +218,13 @@ class _Module:
                 if not self._double:
                     raise
                 self._whole = False
-        return Runner(self._program, double=True)(weights)
+        try:
+            return Runner(self._program, double=True)(weights)
+        except (RuntimeError, NotImplementedError) as error:
+            raise GateError(
+                f"{type(self._model).__name__} cannot run in float64, so nothing can be proved of it: "
+                f"{str(error).splitlines()[0][:200]}"
+            ) from None
 
     def _module(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}  # forward may write into them
@@ -244,13 +256,8 @@ def _in_double(on: bool) -> Iterator[None]:  # noqa: FBT001  # a switch is what 
     if not on:
         yield
         return
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with _NoSingle():  # type: ignore[no-untyped-call]
-            yield
-    finally:
-        torch.set_default_dtype(default)
+    with default_dtype(torch.float64), _NoSingle():  # type: ignore[no-untyped-call]
+        yield
 
 
 class _NoSingle(TorchDispatchMode):

@@ -133,19 +133,48 @@ def _program(model: nn.Module, exported: Any, inputs: Inputs) -> Program:
         else:
             constants[name] = exported.constants[spec.target]
     graph = exported.graph_module.graph
-    nodes = {node.name: node for node in graph.nodes}
-    wanted = [s.arg.name for s in exported.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
+    _inline_modes(exported.graph_module)
+    given: Any = next(node for node in graph.nodes if node.op == "output").args[0]
+    kinds = [spec.kind for spec in exported.graph_signature.output_specs]
     return Program(
         graph=graph,
         module=exported.graph_module,
         parameters=parameters,
         constants=constants,
         users=tuple(users),
-        outputs=tuple(nodes[name] for name in wanted if name in nodes),
+        outputs=tuple(
+            node
+            for node, kind in zip(given, kinds, strict=True)
+            if kind is OutputKind.USER_OUTPUT and isinstance(node, fx.Node)
+        ),
         inputs=inputs,
         ties=ties,
         shapes=shapes,
     )
+
+
+def _inline_modes(module: fx.GraphModule) -> None:
+    """Put the operators of `with torch.no_grad():` (or enable_grad, or autocast off) where they are called.
+
+    They compute the same inside, in evaluation; autocast that is on changes numbers and stays.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+        at = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}.get(name)
+        if at is None or (at == 4 and node.args[2]):
+            continue
+        inner = getattr(module, str(node.args[at].target))
+        _inline_modes(inner)
+        if any(step.op == "get_attr" for step in inner.graph.nodes):
+            continue
+        places = [step for step in inner.graph.nodes if step.op == "placeholder"]
+        with graph.inserting_before(node):
+            results: Any = graph.graph_copy(inner.graph, dict(zip(places, node.args[at + 1 :], strict=True)))
+        for user in list(node.users):  # every use picks one result
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
 
 
 def stored(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:

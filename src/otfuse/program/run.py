@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -81,9 +82,11 @@ class Runner:
     @torch.no_grad()
     def _step(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
-        if self._double:
-            args, kwargs = fx.node.map_aggregate((args, kwargs), raised)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        if not self._double:
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        args, kwargs = fx.node.map_aggregate((args, kwargs), raised)
+        with default_dtype(torch.float64):
+            return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _walk(self, env: dict[fx.Node, Any], names: frozenset[str]) -> Iterator[tuple[str, torch.Tensor]]:
         for node in self._steps:
@@ -92,6 +95,17 @@ class Runner:
                 yield node.name, env[node]
             for used in self._dies[node]:
                 env.pop(used, None)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What is made without a type has this one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def raised(value: Any) -> Any:

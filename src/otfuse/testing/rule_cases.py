@@ -254,6 +254,12 @@ def _others() -> Iterator[RuleCase]:
         {},
     )
     yield through("histc", _counted)
+    yield through("mT", lambda _, h: h[:, None].mT.squeeze(2))
+    yield through("movedim", lambda _, h: h[:, None, :, None].movedim([2, 1], [1, 2])[:, :, 0, 0])
+    for name in ("view_as_complex", "view_as_real"):
+        yield through(
+            name, lambda _, h: torch.view_as_real(torch.view_as_complex(h.view(3, 3, 2)).square()).flatten(1), "1x3"
+        )
 
 
 def _contractions() -> Iterator[RuleCase]:

@@ -61,12 +61,24 @@ def _stacked_view(op: Op, x: Value, out: Sequence[int], dim: int) -> Stacked | N
     return Stacked(dim, tuple(pieces))
 
 
-@rule("transpose", "swapaxes", "swapdims", "t", "numpy_T", "permute", "movedim", "moveaxis", family=Family.LAYOUT)
+@rule(
+    "transpose", "swapaxes", "swapdims", "t", "mT", "numpy_T", "permute", "movedim", "moveaxis", family=Family.LAYOUT
+)  # fmt: skip
 def permute(op: Op) -> Any:
     """Dimensions in another order."""
     x = op.value(0)
     order = dimension_order(op.name, [op.arg(i) for i in range(1, len(op.node.args))], len(x.axes))
     return x.relaid([x.axes[d] for d in order], order)
+
+
+@rule("view_as_complex", "view_as_real", family=Family.NONE)
+def complex_view(op: Op) -> Any:
+    """Real and imaginary part: a last dimension of two that is pinned, or gone."""
+    x = op.value(0)
+    if op.name == "view_as_real":
+        return x.with_axes([*x.axes, op.algebra.axis(2, pin="stack")])
+    op.algebra.pin(x.axes[-1], "stack")
+    return x.with_axes(x.axes[:-1])
 
 
 @rule("unsqueeze", family=Family.LAYOUT)

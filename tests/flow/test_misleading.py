@@ -1,0 +1,217 @@
+"""Small functions on which a derivation went wrong once, or could: judged by the law on inputs it has not seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import otfuse
+from otfuse.errors import GateError, TraceError
+from otfuse.testing.law import EXACT, Bench, moves
+from otfuse.testing.record import normal, randomise
+
+
+class Named(nn.Module):
+    """Layers by name, and a function of them and the input."""
+
+    def __init__(self, forward, layers):
+        super().__init__()
+        self.function = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+def tensor(*shape):
+    return nn.Parameter(torch.zeros(shape))
+
+
+def latents(m, x):
+    q, k, v = (f(m.latent)[None, None] for f in (m.q, m.k, m.v))
+    seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)[0, 0]
+    return m.b(torch.tanh(seen).mean(0)[None] * torch.tanh(m.a(x)))
+
+
+def padded(m, x):
+    h = torch.tanh(torch.cat([x.new_zeros(len(x), 4), m.a(x)], -1) + m.c(x))
+    return m.b(h[:, :4]) + m.d(h[:, 4:])
+
+
+def written(m, x):
+    zeros = x.new_zeros(len(x), 12)
+    zeros[:, m.order] = torch.relu(m.a(x))
+    return m.b(zeros)
+
+
+def without_gradient(m, x):
+    with torch.no_grad():
+        h = torch.relu(m.a(x))
+    return m.b(h)
+
+
+def turned(z, cos, sin, *, sign=-1, after=lambda z: z):
+    half = z.shape[-1] // 2
+    return after(z * cos + torch.cat([sign * z[..., half:], z[..., :half]], -1) * sin)
+
+
+def rotary(turn, *, written_out=False, key_heads=2, layers=1):
+    def forward(m, x):
+        for i in range(layers):
+            q, k, v = (getattr(m, f"{n}{i}")(x).view(*x.shape[:2], -1, 4).transpose(1, 2) for n in "qkv")
+            q, k = turn(q), turn(k)
+            if written_out:
+                seen = ((q @ k.transpose(-1, -2)) * 0.5).softmax(-1) @ v
+            else:
+                seen = functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+            x = x + getattr(m, f"o{i}")(seen.transpose(1, 2).flatten(2))
+        return m.leave(x)
+
+    sizes = {"q": (6, 8), "k": (6, 4 * key_heads), "v": (6, 4 * key_heads), "o": (8, 6)}
+    layers_ = {f"{name}{i}": nn.Linear(*size) for i in range(layers) for name, size in sizes.items()}
+    return forward, {"leave": nn.Linear(6, 3), **layers_}
+
+
+def angles(z, *, second=1.0):
+    table = torch.arange(z.shape[-2])[:, None] * torch.tensor([1.0, 0.1])
+    return torch.cat([table, second * table], -1).to(z.dtype)
+
+
+def true_turn(z):
+    return turned(z, angles(z).cos(), angles(z).sin())
+
+
+def complex_turn(z):
+    table = torch.polar(torch.ones(z.shape[-2], 2), torch.arange(z.shape[-2])[:, None] * torch.tensor([1.0, 0.1]))
+    pairs = torch.view_as_complex(z.float().reshape(*z.shape[:-1], 2, 2))
+    return torch.view_as_real(pairs * table).flatten(3).type_as(z)
+
+
+def turns(make):
+    return lambda z: make(z, angles(z))
+
+
+L = nn.Linear
+VECTORS, TOKENS = ((3, 7), (5, 7)), ((2, 5, 6), (3, 9, 6))
+GROUPS = {"a": L(7, 15), "b": L(15, 4)}
+LATENT = {"latent": tensor(6, 10), "q": L(10, 8), "k": L(10, 8), "v": L(10, 8), "a": L(7, 8), "b": L(8, 4)}
+CASES = {  # name -> (forward, layers), shapes traced on and not seen, spaces expected as {(size, copies): how many}
+    "cumsum over heads": ((lambda m, x: m.b(torch.tanh(m.a(x)).view(-1, 3, 5).cumsum(1).flatten(1)), GROUPS), VECTORS, {(5, 1): 1}),
+    "flip over heads": ((lambda m, x: m.b(torch.tanh(m.a(x)).view(-1, 3, 5).flip(1).flatten(1)), GROUPS), VECTORS, {(5, 1): 1}),
+    "instance norm over heads": (
+        (lambda m, x: m.b(functional.instance_norm(torch.tanh(m.a(x)).view(-1, 3, 5).transpose(1, 2)).transpose(1, 2).flatten(1)), GROUPS),
+        VECTORS, {(5, 1): 1, (3, 5): 1},
+    ),
+    "causal latents": ((latents, LATENT), VECTORS, {(10, 1): 1, (8, 1): 2}),
+    "constants beside units": ((padded, {"a": L(7, 6), "c": L(7, 10), "b": L(4, 3), "d": L(6, 3)}), VECTORS, {(6, 1): 1, (4, 1): 1}),
+    "written by number": ((written, {"a": L(7, 12), "b": L(12, 4), "order": torch.randperm(12)}), VECTORS, {}),
+    "gathered in part": (
+        (lambda m, x: m.b(torch.relu(m.a(x)).gather(0, torch.zeros(1, 5, dtype=torch.long))), {"a": L(7, 12), "b": L(5, 4)}),
+        VECTORS, {(5, 1): 1, (7, 1): 1},
+    ),
+    "chosen numbers into another table": (
+        (lambda m, x: m.b(m.e(m.a(x).topk(2).indices).sum(1)), {"a": L(7, 8), "e": nn.Embedding(10, 6), "b": L(6, 3)}),
+        VECTORS, {(6, 1): 1},
+    ),
+    "without gradient inside": ((without_gradient, {"a": L(7, 8), "b": L(8, 3)}), VECTORS, {(8, 1): 1}),
+    "slopes of channels": (
+        (lambda m, x: m.b(m.p(m.a(x)).mean(2)), {"a": nn.Conv1d(6, 7, 1), "p": nn.PReLU(7), "b": L(7, 3)}),
+        ((2, 6, 5), (3, 6, 9)), {(7, 1): 1},
+    ),
+    "einsum without an arrow": ((lambda m, x: m.b(torch.einsum("bi,ji", x, m.w)), {"w": tensor(9, 7), "b": L(9, 3)}), VECTORS, {(9, 1): 1}),
+    "einsum with an ellipsis": (
+        (lambda m, x: m.b(torch.einsum("...i,ji->...j", x, m.w)), {"w": tensor(9, 6), "b": L(9, 3)}), TOKENS, {(9, 1): 1}
+    ),
+    "rows that nothing read": (
+        (lambda m, x: m.b(torch.tanh(m.a(x + m.places[:, : x.shape[1]])).cumsum(1)), {"places": tensor(1, 16, 6), "a": L(6, 9), "b": L(9, 5)}),
+        TOKENS, {(9, 1): 1},
+    ),
+    "rotary": (rotary(true_turn), TOKENS, {(2, 1): 1, (2, 2): 1, (4, 2): 1}),
+    "rotary, attention written out": (rotary(true_turn, written_out=True), TOKENS, {(2, 1): 1, (2, 2): 1, (4, 2): 1}),
+    "rotary by complex numbers": (rotary(complex_turn), TOKENS, {(2, 1): 1, (2, 2): 1, (4, 2): 1}),
+    "rotary, one key head, two layers": (rotary(true_turn, key_heads=1, layers=2), TOKENS, {(2, 1): 4, (4, 1): 2}),
+    "no turn: both halves added": (rotary(turns(lambda z, a: turned(z, a.cos(), a.sin(), sign=1))), TOKENS, {(2, 1): 1, (4, 2): 1}),
+    "no turn: hyperbolic": (rotary(turns(lambda z, a: turned(z, a.cosh(), a.sinh(), sign=1))), TOKENS, {(2, 1): 1, (4, 2): 1}),
+    "no turn: cut off afterwards": (
+        rotary(turns(lambda z, a: turned(z, a.cos(), a.sin(), after=torch.relu))), TOKENS, {(2, 1): 1, (4, 2): 1}
+    ),
+    "no turn: two angles": (
+        rotary(lambda z: turned(z, angles(z, second=2.0).cos(), angles(z, second=2.0).sin())), TOKENS, {(2, 1): 1, (4, 2): 1}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_free_obeys_the_law_on_other_inputs_and_what_theory_frees_is_found(name):
+    (forward, layers), shapes, expected = CASES[name]
+    model = randomise(Named(forward, layers).eval(), 0)
+    graph = otfuse.trace(model, (normal(*shapes[0]),))
+    assert Counter((s.size, s.copies) for s in graph.spaces if s.pinned is None) == expected
+    for shape in shapes:
+        assert Bench(model, (normal(*shape, seed=1),)).change(moves(graph.free, 1)) < EXACT
+    assert otfuse.verify(model, (normal(*shapes[0]),)).error < 1e-8
+
+
+HIDDEN = {  # the example input hides what a mask or a threshold lets through
+    "mask": (lambda m, x, mask: m.b(torch.tanh(m.a(x)) + mask * torch.tanh(m.a(x)).cumsum(-1)), torch.zeros(3, 1)),
+    "threshold": (lambda m, x, _: m.b(torch.tanh(m.a(x)) + torch.relu(torch.tanh(m.a(x)).flip(-1) - 0.9)), torch.ones(1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_an_order_that_the_example_hides_is_seen(name):
+    forward, mask = HIDDEN[name]
+    model = randomise(Named(forward, {"a": L(7, 12), "b": L(12, 4)}).eval(), 0)
+    assert otfuse.trace(model, (0.1 * normal(3, 7), mask)).free == ()
+
+
+class Counting(nn.Module):
+    """Counts its calls, and writes into what it is given."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.a, self.b = L(7, 8), L(8, 3)
+        self.register_buffer("calls", torch.zeros((), dtype=dtype))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        x.mul_(1.5)
+        return self.b(torch.relu(self.a(x))) * (1 + self.calls)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_the_model_and_the_inputs_are_left_as_they_were(dtype):
+    model, x = randomise(Counting(dtype).eval(), 0), normal(3, 7)
+    state, given = {k: v.clone() for k, v in model.state_dict().items()}, x.clone()
+    assert otfuse.verify(model, (x,)).error < 1e-8
+    otfuse.fuse([model, model], "otfusion-acts", data={"x": normal(9, 7).numpy()}, example_inputs=(x,))
+    assert torch.equal(x, given)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_what_cannot_run_in_float64_is_told_in_a_sentence():
+    def quantised(m, x):
+        h = torch.fake_quantize_per_channel_affine(m.a(x), m.scale, m.zero, 1, 0, 255)
+        return m.b(h) + m.c(x)
+
+    model = Named(quantised, {"a": L(7, 8), "b": L(8, 3), "c": nn.Sequential(L(7, 200), nn.ReLU(), L(200, 3))})
+    model.register_buffer("scale", torch.ones(8))
+    model.register_buffer("zero", torch.zeros(8, dtype=torch.int32))
+    with pytest.raises(GateError, match="cannot run in float64, so nothing can be proved of it: "):
+        otfuse.verify(model, (normal(3, 7),))
+
+
+def test_writing_into_what_dropout_gives_is_refused():
+    def forward(m, x):
+        kept = x.new_zeros(len(x), 8)
+        again = functional.dropout(kept, 0.1, training=False)
+        again += torch.relu(m.a(x))
+        return m.b(kept)
+
+    with pytest.raises(TraceError, match="writes into what dropout gives"):
+        otfuse.trace(Named(forward, {"a": L(7, 8), "b": L(8, 3)}), (normal(3, 7),))
