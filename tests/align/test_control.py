@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional
 
+import otfuse
 from align_copies import UNITS, case, fuse
+from named import Named
 from otfuse.testing.examples import example
+from otfuse.testing.record import normal, randomise
 
 ROUNDING = 2e-6  # relative, of float32 outputs: moving units alone changes them by up to 5e-7
 MODELS = ["hf_vit", "bert", "gpt2", "llama_gqa", "t5", "deit", "clip", "plain_vit", "resnet", "vit_bert"]
@@ -72,3 +78,49 @@ def test_maps_say_where_the_units_went(built):
         ours, theirs = (w[member.tensor] for w in (model.side.weights, moved.weights))
         assert not theirs.equal(ours)
         assert (found @ theirs).equal(ours)
+
+
+def lettered(m, x):
+    """Attention by einsum, and a projection too."""
+    q, k, v = (layer(x).view(*x.shape[:2], 2, -1) for layer in (m.q, m.k, m.v))
+    seen = torch.einsum("bhts,bshd->bthd", torch.einsum("bthd,bshd->bhts", q, k).softmax(-1), v)
+    return m.leave(torch.tanh(torch.einsum("bti,oi->bto", seen.flatten(2), m.o)))
+
+
+def shuffled(m, x):
+    """A pixel shuffle written with views."""
+    h = torch.relu(m.a(x)).view(len(x), 4, 2, 2, 8, 8).permute(0, 1, 4, 2, 5, 3)
+    return m.b(h.reshape(len(x), 4, 16, 16))
+
+
+def gated(m, x):
+    """Every other unit gates its neighbour, and each call of the layer is read by half."""
+    return m.b(functional.silu(m.a(x)[..., ::2]) * m.a(x)[..., 1::2])
+
+
+L = nn.Linear
+FORMULAS = {  # function, layers, shape of the input
+    "lettered": (lettered, {"q": L(6, 8), "k": L(6, 8), "v": L(6, 10), "leave": L(9, 3), "o": nn.Parameter(torch.zeros(9, 10))}, (5, 6)),
+    "interleaved": (gated, {"a": L(6, 16), "b": L(8, 3)}, (5, 6)),
+    "pixel shuffle": (shuffled, {"a": nn.Conv2d(3, 16, 1), "b": nn.Conv2d(4, 5, 1)}, (3, 8, 8)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("features", ["activations", "weights"])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formulas_that_hide_their_layers(name, features):
+    function, layers, shape = FORMULAS[name]
+    model = case(randomise(Named(function, layers).eval(), 0), (normal(2, *shape),))
+    moved = model.permuted(("units", "value-output", "channels"))
+    found = fuse(model.side, [moved], model.data, features=features)
+    assert model.change(found.weights) < ROUNDING
+    assert not found.alignments[0].notes
+
+
+def test_a_layer_that_reads_what_is_not_followed_is_noted():
+    def forward(m, x):
+        return m.b(torch.slice_scatter(m.a(x), torch.tanh(m.c(x)), 1, 0, 4))
+
+    model = randomise(Named(forward, {"a": nn.Linear(6, 9), "c": nn.Linear(6, 4), "b": nn.Linear(9, 3)}).eval(), 0)
+    fused = otfuse.fuse([model, model], "otfusion-emd", data={"x": normal(20, 6).numpy()})
+    assert any("not followed" in note for note in fused.report.notes)

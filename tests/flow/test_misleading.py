@@ -10,22 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 import otfuse
+from named import Named
 from otfuse.errors import GateError, TraceError
 from otfuse.testing.law import EXACT, Bench, moves
 from otfuse.testing.record import normal, randomise
-
-
-class Named(nn.Module):
-    """Layers by name, and a function of them and the input."""
-
-    def __init__(self, forward, layers):
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, *inputs):
-        return self.function(self, *inputs)
 
 
 def tensor(*shape):

@@ -98,9 +98,13 @@ class Features:
         """Feature rows of both models; the source's are carried to the anchor's inputs first."""
         which = self._pair.main_piece(index)
         if which is None:
-            raise DataError(
-                f"{self._pair.anchor.graph.nodes[index].name}: has no weights to compare; use features: activations"
-            )
+            node = self._pair.anchor.graph.nodes[index]
+            advice = "use features: activations"
+            if self._options.features == "activations":
+                advice = (
+                    "nor does it take a value for every example; merge what makes its weights (adapters) into one first"
+                )
+            raise DataError(f"{node.name or 'the model'}, {node.where}: has no weights to compare; {advice}")
         pieces = [node.pieces[which] for node in self._pair.nodes(index)]
         if pieces[0].reads is None or pieces[0].writes is None:
             anchor, source = (

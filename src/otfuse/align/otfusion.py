@@ -62,7 +62,19 @@ class OTFusionWalk:
         kept = classifier_tensors(self.pair) if self._kept else frozenset[str]()
         carries = carrier.all(skip=kept, latest=self._latest)
         maps = {name: found.writes.float() for name, found in self._latest.items()}
-        return Alignment(carries, maps, tuple(self._solved), carrier.notes, kept | self._incomparable())
+        notes = (*self._lost(), *carrier.notes)
+        return Alignment(carries, maps, tuple(self._solved), notes, kept | self._incomparable())
+
+    def _lost(self) -> list[str]:
+        """Steps whose units are not followed, as notes: what reads them takes them as they come."""
+        nodes = self.pair.anchor.graph.nodes
+        read = {r.node for node in nodes for r in node.readings}
+        lost = [n for n in nodes if n.kind is NodeKind.OPAQUE and n.index in read and self._maps[n.index] is None]
+        blind = [n for n in nodes if n.kind is NodeKind.LINEAR and not n.readings and n.pieces]
+        return [f"{n.name or 'the model'}, {n.where}: what comes out of this step is not followed" for n in lost] + [
+            f"{n.name or 'the model'}, {n.where}: what it reads is not followed, and taken in the source's own order"
+            for n in blind
+        ]
 
     def _incomparable(self) -> frozenset[str]:
         """Tensors that no prediction reads and whose shapes differ: nothing tells what they hold."""

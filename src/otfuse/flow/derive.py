@@ -42,14 +42,36 @@ def derive(program: Program, *, holds: Callable[[Space], bool | None] = lambda _
     for draft in drafts:
         by_leaf.setdefault(draft.leaf, []).append(draft.space)
     nodes = flow_nodes(program, facts, by_leaf, reach)
+    uses = _uses(nodes)
     return FlowGraph(
-        spaces=tuple(_as_stream(draft.space, nodes) for draft in drafts),
+        spaces=tuple(_as_stream(_as_used(draft.space, uses), nodes) for draft in drafts),
         nodes=nodes,
         shapes=program.shapes,
         ties=program.ties,
         unread=tuple(name for name, first in program.ties.items() if first not in facts.live),
         notes=tuple(f"no rule for {name} ({count} x)" for name, count in facts.unknown_names().items()),
     )
+
+
+def _uses(nodes: tuple[FlowNode, ...]) -> dict[str, str]:
+    """What attention does with a space that its query, key or value carry, also where it is written out."""
+    uses: dict[str, str] = {}
+    for node in nodes:
+        if node.kind is not NodeKind.ATTENTION:
+            continue
+        query, key, value = (
+            {s for r in node.readings if r.role == role for s in nodes[r.node].written_spaces}
+            for role in ("query", "key", "value")
+        )
+        heads = key & value if node.heads > 1 else set[str]()
+        uses |= dict.fromkeys(heads, "heads") | dict.fromkeys((query & key) - value, "query-key")
+        uses |= dict.fromkeys(value - key, "value-output") | dict.fromkeys(query - key, "queries")
+    return uses
+
+
+def _as_used(space: Space, uses: dict[str, str]) -> Space:
+    kind = uses.get(space.id, space.kind) if space.kind == "units" and space.pinned is None else space.kind
+    return replace(space, kind=kind, name=space.name.removesuffix(space.kind) + kind)
 
 
 def _as_stream(space: Space, nodes: tuple[FlowNode, ...]) -> Space:

@@ -40,3 +40,19 @@ def reduced_dimensions(node: fx.Node, rank: int) -> list[int]:
     if isinstance(given, bool) or given is None or given == []:
         return list(range(rank))
     return [int(d) % rank for d in ([given] if isinstance(given, int) else given)]
+
+
+def einsum_letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """Signatures with a letter for every dimension: ellipses and an output that is left out are written in full."""
+    left, arrow, output = equation.replace(" ", "").partition("->")
+    inputs = left.split(",")
+    letters = "".join(inputs).replace(".", "")
+    more = [n - len(i.replace("...", "")) for i, n in zip(inputs, ranks, strict=True) if "..." in i]
+    free = list(map(chr, range(0x100, 0x180)))[: max(more, default=0)]  # letters that no equation can hold
+    if not arrow:
+        output = "..." * bool(free) + "".join(sorted(c for c in letters if letters.count(c) == 1))
+    written = [
+        i.replace("...", "".join(free[len(free) - (n - len(i.replace("...", ""))) :]))
+        for i, n in zip(inputs, ranks, strict=True)
+    ]
+    return written, output.replace("...", "".join(free))

@@ -48,7 +48,7 @@ def flow_nodes(program: Program, facts: Facts, spaces: dict[int, list[Space]], r
 
 def _written(facts: Facts, spaces: dict[int, list[Space]], part: Part) -> tuple[str, ...]:
     """Spaces of the leaves along the dimensions that hold the units; of a part only those that its tensors hold."""
-    if part.found.kind is NodeKind.OUTPUT:
+    if part.found.kind is NodeKind.OUTPUT or part.unread:
         return ()
     value = next(values_in(facts.env[part.found.at]), None)
     if value is None:
@@ -68,7 +68,14 @@ def _written(facts: Facts, spaces: dict[int, list[Space]], part: Part) -> tuple[
 def _observation(facts: Facts, reach: Reach, part: Part) -> Observation | None:
     found = part.found
     value = next(values_in(facts.env[found.at]), None)
-    if value is None or found.kind is NodeKind.OUTPUT or not found.dims or found.stored or 0 in found.dims:
+    if (
+        value is None
+        or found.kind is NodeKind.OUTPUT
+        or not found.dims
+        or found.stored
+        or part.unread
+        or 0 in found.dims
+    ):
         return None
     return Observation(
         value=found.at.name,

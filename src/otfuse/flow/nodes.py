@@ -91,7 +91,9 @@ def reading(role: str, found: Row, units: NDArray[np.int64] | None = None) -> Re
 def contracted(role: str, found: Row, dim: int) -> Reading:
     """What arrives along a dimension that is summed over; other dimensions with units are alternatives."""
     moved = np.moveaxis(found.units, found.dims.index(dim), 0)
-    return Reading(role, found.node, moved.reshape(moved.shape[0], -1).astype(np.int64))
+    table = moved.reshape(moved.shape[0], -1)
+    first = np.unique(table, axis=1, return_index=True)[1]  # the same alternative at another place is no other one
+    return Reading(role, found.node, table[:, np.sort(first)].astype(np.int64))
 
 
 def beside(ids: torch.Tensor, found: Row) -> list[Reading]:

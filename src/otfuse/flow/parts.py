@@ -28,16 +28,23 @@ def reachable(found: list[Found]) -> list[int]:
 
 
 class Part:
-    """A node, or one of the parts of a fused one: ``units`` are its units' numbers in the node that was found."""
+    """A node, or one of the parts of a fused one: ``units`` are its units' numbers in the node that was found.
 
-    def __init__(self, origin: int, found: Found, units: NDArray[np.int64]) -> None:
-        self.origin, self.found, self.units = origin, found, units
+    ``unread``: nobody reads these units here. Another use of the same weights may.
+    """
+
+    def __init__(self, origin: int, found: Found, units: NDArray[np.int64], *, unread: bool) -> None:
+        self.origin, self.found, self.units, self.unread = origin, found, units, unread
 
     def pieces(self) -> tuple[Piece, ...]:
-        """Stored tensors, restricted to the part's units."""
-        return tuple(
-            replace(p, writes=(p.writes[0], p.writes[1][self.units]) if p.writes is not None else None)
-            for p in self.found.pieces
+        """Stored tensors, restricted to the part's units; none if these are unread."""
+        return (
+            ()
+            if self.unread
+            else tuple(
+                replace(p, writes=(p.writes[0], p.writes[1][self.units]) if p.writes is not None else None)
+                for p in self.found.pieces
+            )
         )
 
 
@@ -60,7 +67,8 @@ def take_apart(found: list[Found]) -> tuple[list[Part], dict[int, NDArray[np.int
         table = np.full((found[i].size, 2), -1, np.int64)
         for units in _alike(list(readers[i].values()) if splits else [], found[i].size):
             table[units, 0], table[units, 1] = len(parts), np.arange(len(units))
-            parts.append(Part(i, found[i], units))
+            unread = splits and len(readers[i]) > 0 and not any(mask[units].any() for mask in readers[i].values())
+            parts.append(Part(i, found[i], units, unread=unread))
         went[i] = table
     return parts, went
 

@@ -54,7 +54,7 @@ class Job:
         with self.clock.stage("trace"):
             self._progress("trace", 0, 1)
             inputs = self._examples
-            if self.data is not None and needs_data(self.recipe):
+            if self.data is not None and (inputs is None or needs_data(self.recipe)):
                 inputs = first_batch(self.models[0], self.data, self._batch)
             self._sides = sides(self.models, self.names, inputs)
             self._progress("trace", 1, 1)

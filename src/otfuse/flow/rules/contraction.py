@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from otfuse.core.space import Role
+from otfuse.flow.dimensions import einsum_letters
 from otfuse.flow.op import Op
 from otfuse.flow.registry import UNKNOWN, Family, rule
 from otfuse.flow.value import Value
@@ -90,26 +91,10 @@ def matmul(op: Op) -> Any:
 def einsum_rule(op: Op) -> Any:
     """As written; a letter twice in one operand (a diagonal) is not followed."""
     values = op.arg(1)
-    inputs, output = _spelled(str(op.arg(0)).replace(" ", ""), [len(v.axes) for v in values])
+    inputs, output = einsum_letters(str(op.arg(0)), [len(v.axes) for v in values])
     if any(len(set(letters)) < len(letters) for letters in inputs):
         return UNKNOWN
     return einsum(op, inputs, output, values)
-
-
-def _spelled(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """Signatures with a letter for every dimension: ellipses and an output that is left out are written in full."""
-    left, arrow, output = equation.partition("->")
-    inputs = left.split(",")
-    letters = "".join(inputs).replace(".", "")
-    more = [n - len(i.replace("...", "")) for i, n in zip(inputs, ranks, strict=True) if "..." in i]
-    free = list(map(chr, range(0x100, 0x180)))[: max(more, default=0)]  # letters that no equation can hold
-    if not arrow:
-        output = "..." * bool(free) + "".join(sorted(c for c in letters if letters.count(c) == 1))
-    written = [
-        i.replace("...", "".join(free[len(free) - (n - len(i.replace("...", ""))) :]))
-        for i, n in zip(inputs, ranks, strict=True)
-    ]
-    return written, output.replace("...", "".join(free))
 
 
 @rule("_grouped_mm", "transformers::grouped_mm_fallback", family=Family.CONTRACTION)

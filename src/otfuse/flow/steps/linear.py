@@ -11,6 +11,7 @@ import torch
 
 from otfuse.core.graph import NodeKind, Piece, Reading
 from otfuse.flow.carried import Held, Scores, Units, row, unit_dims, varying
+from otfuse.flow.dimensions import einsum_letters
 from otfuse.flow.nodes import contracted, reading
 from otfuse.flow.registry import argument, operator_name
 
@@ -35,7 +36,8 @@ def contraction(trail: Trail, node: fx.Node) -> Any:
     elif name in ("matmul", "mm", "bmm"):
         x, weight, bias, inner, outer = node.args[0], node.args[1], None, 0, 1
     else:
-        return trail.opaque(node)
+        found = _einsum(trail, node) if name == "einsum" and len(node.args[1]) == 2 else None  # type: ignore[arg-type]
+        return found if found is not None else trail.opaque(node)
     held = trail.carried(weight)
     if isinstance(held, Held) and held.index[0].ndim == 2:  # a matrix
         return _linear(trail, node, x, held, inner, outer, trail.carried(bias))
@@ -101,6 +103,39 @@ def _product(trail: Trail, node: fx.Node, x: Any, y: Any) -> Any:
         ids = ids.narrow(place, ids.shape[place] - 1, 1).expand(*ids.shape[:place], shape[-2], ids.shape[-1])
         return attend(trail, node, left.query, left.key, Units(ids), len(shape))
     return trail.opaque(node) if trail.derived(node) else None
+
+
+def _einsum(trail: Trail, node: fx.Node) -> Any:
+    """The same three written with letters: a linear layer, query times key, scores times value."""
+    operands: Any = node.args[1]
+    x, y = operands
+    inputs, output = einsum_letters(str(node.args[0]), [len(trail.shape(a)) for a in operands])
+    left, right = trail.carried(x), trail.carried(y)
+    inner = [c for c in inputs[0] if c in inputs[1] and c not in output]
+    alone = [[c for c in one if c not in other] for one, other in (inputs, inputs[::-1])]
+    if len(inner) != 1 or len(alone[1]) != 1:
+        return None
+    if isinstance(right, Held) and right.index[0].ndim == 2:
+        if inputs[0][-1] != inner[0] or output != inputs[0][:-1] + alone[1][0]:
+            return None
+        return _linear(trail, node, x, right, inputs[1].index(inner[0]), inputs[1].index(alone[1][0]), None)
+    if len(alone[0]) != 1 or not isinstance(right, Units):
+        return None
+    (asking,), (other,) = alone
+    if isinstance(left, Units):
+        sides = [([c for c in output if c != far] + inner) for far in (other, asking)]
+        return Scores(*(_ordered(v, own, to) for v, own, to in zip((left, right), inputs, sides, strict=True)))
+    if isinstance(left, Scores) and output[-1] == other:
+        query = _ordered(left.query, [c for c in inputs[0] if c != inner[0]] + [other], output)
+        ids = _ordered(right, inputs[1], [inner[0] if c == asking else c for c in output]).ids
+        place = output.index(asking)
+        ids = ids.narrow(place, ids.shape[place] - 1, 1).expand(trail.shape(node))
+        return attend(trail, node, query, left.key, Units(ids), len(output))
+    return None
+
+
+def _ordered(value: Units, letters: Sequence[str], wanted: Sequence[str]) -> Units:
+    return Units(value.ids.permute([list(letters).index(c) for c in wanted]), value.normalised)
 
 
 def attention(trail: Trail, node: fx.Node) -> Any:
