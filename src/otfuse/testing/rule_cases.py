@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from otfuse.testing.record import normal, tokens
+from otfuse.testing.rule_duties import mixed, pins, ties
 from otfuse.testing.rule_probes import (
     along,
     between,
@@ -187,9 +188,9 @@ def _all() -> Iterator[RuleCase]:
     yield from _others()
     yield from _contractions()
     yield from _norms()
-    yield from _pins()
-    yield from _ties()
-    yield from _mixed()
+    yield from pins()
+    yield from ties()
+    yield from mixed()
 
 
 def _layouts() -> Iterator[RuleCase]:
@@ -326,93 +327,6 @@ def _norms() -> Iterator[RuleCase]:
         "_weight_norm", {"v": parameter(6, 7), "g": parameter(6, 1), "leave": dense(6, 5)},
         lambda m, x: m.leave(functional.linear(x, A._weight_norm(m.v, m.g, 0))), "1x6", lambda: normal(3, 7), {},
     )  # fmt: skip
-
-
-def _pins() -> Iterator[RuleCase]:
-    """The order of the units means something, and this operator alone says so."""
-    yield through("topk", lambda _, h: h.topk(4, -1).indices.to(h.dtype), "", leave=4)
-    yield through("max", lambda _, h: h.max(-1, keepdim=True).indices.to(h.dtype), "", leave=1)
-    yield through("sort", lambda _, h: h.sort(-1).indices.to(h.dtype), "")
-    yield through("roll", lambda _, h: h.roll(1, -1), "")
-    yield through("gather", lambda _, h: h.gather(1, torch.tensor([[1, 4]]).expand(3, 2)), "", leave=2)
-    yield through("index_put", lambda _, h: A.index_put(h, [None, torch.tensor([1, 3])], torch.tensor(0.5)), "")
-    yield through("index_put", lambda _, h: A.index_put(torch.zeros_like(h), [torch.tensor([2, 0, 1])], torch.tanh(h)))
-    yield through("cumsum", lambda _, h: h.view(3, 3, 2).cumsum(1).flatten(1), "1x2")
-    yield through("avg_pool1d", lambda _, h: A.avg_pool1d(h[:, None], [3], [1], [1]).squeeze(1), "")
-    yield through(
-        "conv1d", lambda m, h: m.slide(h[:, None]).squeeze(1), "", more={"slide": lambda: nn.Conv1d(1, 1, 3, padding=1)}
-    )
-    yield through("stack", lambda _, h: torch.stack([h, torch.tanh(h)], -1).flatten(1), leave=12)
-    yield through("unbind", lambda _, h: torch.stack(h.unbind(1), 1), "")
-
-
-def _ties() -> Iterator[RuleCase]:
-    """Two hidden values, tied by this operator alone; or not tied by what is constant."""
-    yield through(
-        "gather",
-        lambda m, h: h.gather(1, m.other(torch.tanh(h.flip(1))).argsort(1)),
-        shape=(3, 4, 7),
-        more={"other": dense(6, 6)},
-    )
-    yield through("max", lambda _, h: A.max(h, -2 * h))
-    for name, again in (
-        ("repeat", lambda h: h.repeat(1, 2)),
-        ("repeat_interleave", lambda h: h.repeat_interleave(2, 1)),
-    ):
-        layers: Layers = {
-            "a": dense(7, 6),
-            "b": dense(7, 12),
-            "c": dense(7, 12),
-            "p": dense(12, 5),
-            "q": dense(12, 5),
-        }
-
-        def forward(m: Any, x: Tensor, again: Callable[[Tensor], Tensor] = again) -> Tensor:
-            repeated = again(m.a(x))
-            return m.p(torch.tanh(repeated + m.b(x))) + m.q(torch.tanh(repeated + m.c(x)))
-
-        yield plain(name, layers, forward, "1x6 2x2/6", lambda: normal(3, 7), {})
-
-
-def _mixed() -> Iterator[RuleCase]:
-    """Units of one head meet those of another, so that all heads need one map."""
-    yield _gram("linear", functional.linear)
-    yield _gram("addmm", lambda a, b: torch.addmm(torch.ones(2, 2), a, b.t()))
-    yield _gram("matmul", lambda a, b: a @ b.t())
-    yield _gram("einsum", lambda a, b: torch.einsum("hd,gd->hg", a, b))
-    yield _gram("conv1d", lambda a, b: torch.conv1d(a[:, :, None], b[:, :, None]))
-    yield _across("scaled_dot_product_attention", lambda h: functional.scaled_dot_product_attention(h, h, h), "1x2 1x3")
-    yield _across("softmax", lambda h: h.softmax(1))
-    yield _across("layer_norm", lambda h: functional.layer_norm(h.transpose(1, 2), (2,)).transpose(1, 2))
-    yield plain(
-        "transformers::grouped_mm_fallback", {"enter": dense(7, 64)}, _grouped_gram, "1x8", lambda: normal(7), {}
-    )
-
-
-def _gram(operator: str, product: Callable[[Tensor, Tensor], Tensor]) -> RuleCase:
-    """Every head times every head; the heads are an output, their three units are common."""
-
-    def forward(m: Any, x: Tensor) -> Tensor:
-        h = m.enter(x).view(2, 3)
-        return product(h, h)
-
-    return plain(operator, {"enter": dense(7, 6)}, forward, "1x3", lambda: normal(7), {})
-
-
-def _across(operator: str, step: Callable[[Tensor], Tensor], spaces: str = "1x3 1x2/3") -> RuleCase:
-    """Two heads of three units, mixed over the heads of every unit: these may move apart, but not its units."""
-
-    def forward(m: Any, x: Tensor) -> Tensor:
-        return m.leave(step(m.enter(x).view(3, 2, 3)).flatten(1))
-
-    return plain(operator, {"enter": dense(7, 6), "leave": dense(6, 5)}, forward, spaces, lambda: normal(3, 7), {})
-
-
-def _grouped_gram(m: Any, x: Tensor) -> Tensor:
-    from transformers.integrations import moe  # noqa: F401  # registers the operator
-
-    h = m.enter(x).view(8, 8)
-    return torch.ops.transformers.grouped_mm_fallback(h, h.t()[None], torch.tensor([8], dtype=torch.int32))
 
 
 CASES: tuple[RuleCase, ...] = tuple(_all())
