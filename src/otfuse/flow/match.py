@@ -24,6 +24,12 @@ def require_match(anchor: FlowGraph, source: FlowGraph, names: tuple[str, str]) 
             f"{where}: their architectures differ (only {side} has {odd!r}); "
             "give models of the same class, depth and options"
         )
+    for name, first in anchor.ties.items():
+        if source.ties[name] != source.ties[first]:
+            raise MatchError(
+                f"{where}: {name!r} and {first!r} are one tensor in the anchor and two in the source, of which one would be "
+                "lost; take the other model as anchor, or untie the anchor's (tie_word_embeddings: false)"
+            )
     for a, s in zip(anchor.nodes, source.nodes, strict=False):
         if (a.kind, a.name) != (s.kind, s.name):
             raise MatchError(f"{where}: their forward passes differ at {a.name or a.where} ({a.kind} against {s.kind})")

@@ -9,6 +9,7 @@ from otfuse.align.scheme import align, measure, needs_data
 from otfuse.errors import DataError, UsageError
 from otfuse.fusion.apply import fused
 from otfuse.fusion.choose import best_regulariser
+from otfuse.fusion.differences import differences
 from otfuse.fusion.sides import check, sides, workable
 from otfuse.measure.probe import first_batch
 
@@ -48,6 +49,7 @@ class Job:
         self._progress = progress or (lambda _stage, _done, _total: None)
         self.weights = recipe.weights_for(len(models))
         self._chosen: str | None = None
+        self._differences: list[str] = []
 
     def pairs(self) -> list[Pair]:
         """Every source beside the anchor: traced and matched."""
@@ -57,6 +59,7 @@ class Job:
             if self.data is not None and (inputs is None or needs_data(self.recipe)):
                 inputs = first_batch(self.models[0], self.data, self._batch)
             self._sides = sides(self.models, self.names, inputs)
+            self._differences = differences(self.models, self.names)
             self._progress("trace", 1, 1)
         return [Pair(self._sides[0], side) for side in self._sides[1:]]
 
@@ -83,13 +86,14 @@ class Job:
 
     def notes(self, alignments: Sequence[Alignment]) -> tuple[str, ...]:
         """What the report says beside figures."""
-        found = [note for a in alignments for note in a.notes]
+        found = [note for a in alignments for note in a.notes] + self._differences
         loose = [s.name for a in alignments for s in a.solved if not s.converged]
         found += [f"{name}: the solver did not converge" for name in loose]
         return tuple([self._chosen, *found] if self._chosen else found)
 
     def _mixed(self, alignments: Sequence[Alignment]) -> dict[str, torch.Tensor]:
-        return fused(self._sides[0].weights, [s.weights for s in self._sides[1:]], alignments, self.weights)
+        sources = [{name: s.weights[first] for name, first in s.graph.ties.items()} for s in self._sides[1:]]
+        return fused(self._sides[0].weights, sources, alignments, self.weights)
 
     def _regulariser(self, found_with: Callable[[float], list[Alignment]]) -> float:
         wanted = self.recipe.otfusion.regulariser

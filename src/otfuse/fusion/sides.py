@@ -12,6 +12,7 @@ from otfuse.errors import UsageError
 from otfuse.flow.derive import derive
 from otfuse.flow.match import require_match
 from otfuse.flow.verify import SpaceTrial, real, verify_weights
+from otfuse.fusion.differences import require_same_functions
 from otfuse.measure.probe import Side
 from otfuse.program.export import export
 
@@ -48,6 +49,7 @@ def sides(models: Sequence[nn.Module], names: Sequence[str], inputs: Inputs | No
         else:
             side = traced(model, inputs)
             require_match(anchor.graph, side.graph, (names[0], name))
+            require_same_functions(anchor, side, (names[0], name))
         found.append(side)
     return found
 
