@@ -98,10 +98,28 @@ def gated(m, x):
     return m.b(functional.silu(m.a(x)[..., ::2]) * m.a(x)[..., 1::2])
 
 
+def narrowed(m, x):
+    """One gate for all units of a place."""
+    return m.b(torch.relu(m.a(x)) * torch.sigmoid(m.gate(x)))
+
+
+def stacked(m, x):
+    """Experts side by side, weighed by a router and added."""
+    h = torch.relu(m.e(x))
+    experts = torch.stack([down(torch.relu(up(h))) for up, down in ((m.up0, m.down0), (m.up1, m.down1))], -1)
+    return m.b(h + (experts * m.gate(h).softmax(-1)[..., None, :]).sum(-1))
+
+
 L = nn.Linear
 FORMULAS = {  # function, layers, shape of the input
     "lettered": (lettered, {"q": L(6, 8), "k": L(6, 8), "v": L(6, 10), "leave": L(9, 3), "o": nn.Parameter(torch.zeros(9, 10))}, (5, 6)),
     "interleaved": (gated, {"a": L(6, 16), "b": L(8, 3)}, (5, 6)),
+    "one gate": (narrowed, {"a": L(6, 9), "gate": L(6, 1), "b": L(9, 3)}, (5, 6)),
+    "experts": (
+        stacked,
+        {"e": L(6, 8), "gate": L(8, 2), "up0": L(8, 7), "up1": L(8, 7), "down0": L(7, 8), "down1": L(7, 8), "b": L(8, 3)},
+        (5, 6),
+    ),
     "pixel shuffle": (shuffled, {"a": nn.Conv2d(3, 16, 1), "b": nn.Conv2d(4, 5, 1)}, (3, 8, 8)),
 }  # fmt: skip
 
@@ -111,10 +129,10 @@ FORMULAS = {  # function, layers, shape of the input
 def test_formulas_that_hide_their_layers(name, features):
     function, layers, shape = FORMULAS[name]
     model = case(randomise(Named(function, layers).eval(), 0), (normal(2, *shape),))
-    moved = model.permuted(("units", "value-output", "channels"))
+    moved = model.permuted(("units", "value-output", "channels", "stream"))
     found = fuse(model.side, [moved], model.data, features=features)
     assert model.change(found.weights) < ROUNDING
-    assert not found.alignments[0].notes
+    assert all("gate" in note for note in found.alignments[0].notes)  # a router is carried by the maps of its spaces
 
 
 def test_a_layer_that_reads_what_is_not_followed_is_noted():

@@ -19,6 +19,7 @@ from otfuse.flow.carried import (
     renumbered,
     row,
     squeezed,
+    unit_dims,
     varying,
     written_by,
 )
@@ -109,7 +110,27 @@ def _combined(trail: Trail, node: fx.Node, flows: list[fx.Node], operands: Seque
         return _sum(trail, node, flows)
     if name in ("where", "masked_fill", "lerp"):
         return Units(first.ids.expand(shape))
+    for value, other in ((first, flows[1]), (second, flows[0])):
+        if name in _QUOTIENTS and not _varies_with(value, trail.shape(other), shape):
+            return _gated(trail, node, value, trail.carried(other))
     return _met(trail, node, NodeKind.PRODUCT, [("factor", first), ("factor", second)])
+
+
+def _gated(trail: Trail, node: fx.Node, value: Units, gate: Units) -> Units:
+    """One factor for all units of a place leaves them what they are."""
+    shape = trail.shape(node)
+    ids = value.ids.expand(shape)
+    found, other = row(ids), row(gate.ids)
+    if found is None or other is None or len(nodes_of(ids)) > 1:
+        return Units(ids, value.normalised)
+    readings = [reading("input", found), reading("beside", other)]
+    return Units(trail.nodes.add(NodeKind.SCALE, node, shape, found.dims, readings=readings), value.normalised)
+
+
+def _varies_with(value: Units, factor: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether a factor of that shape has more than one entry along the dimensions that hold the value's units."""
+    lengths = [1] * (len(shape) - len(factor)) + list(factor)
+    return any(lengths[d] > 1 for d in unit_dims(value.ids.expand(tuple(shape))))
 
 
 def _one_source(trail: Trail, first: Units, second: Units) -> bool:

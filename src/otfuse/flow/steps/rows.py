@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from otfuse.core.graph import NodeKind, Piece
-from otfuse.flow.carried import Held, Reduced, Units, at_place, row, unit_dims
+from otfuse.flow.carried import Held, Reduced, Units, at_place, nodes_of, row, unit_dims
 from otfuse.flow.dimensions import reduced_dimensions
-from otfuse.flow.nodes import passed
+from otfuse.flow.nodes import passed, reading
 from otfuse.flow.registry import argument, operator_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import fx
 
@@ -81,10 +83,30 @@ def reduction(trail: Trail, node: fx.Node) -> Any:
     gone = reduced_dimensions(node, rank)
     if set(gone) & set(unit_dims(value.ids)):
         return Reduced()
+    added = _added(trail, node, value, gone) if operator_name(node) in ("sum", "mean") else None
+    if added is not None:
+        return added
     for d in sorted(gone, reverse=True):
         last = kept.shape[d] - 1
         kept = kept.narrow(d, last, 1) if len(shape) == rank else kept.select(d, last)
     return Units(kept, value.normalised)
+
+
+def _added(trail: Trail, node: fx.Node, value: Units, gone: Sequence[int]) -> Units | None:
+    """A sum over places where different nodes stand (stacked branches) is a junction."""
+    shape = trail.shape(node)
+    along = value.ids.movedim(tuple(gone), tuple(range(len(gone)))).flatten(0, len(gone) - 1)
+    if len(nodes_of(value.ids)) < 2 or any(len(nodes_of(part)) != 1 for part in along):
+        return None
+    rows = [row(value.ids, writer=writer) for writer in sorted(nodes_of(value.ids))]
+    found = [r for r in rows if r is not None]
+    if len(found) < len(rows) or len({(r.dims, r.units.tobytes()) for r in found}) > 1:
+        return None
+    found.sort(key=lambda r: trail.nodes.contractions(r.node))
+    keep = len(shape) == value.ids.ndim
+    dims = tuple(d if keep else d - sum(g < d for g in gone) for d in found[0].dims)
+    readings = [reading("branch" if i else "skip", r) for i, r in enumerate(found)]
+    return Units(trail.nodes.add(NodeKind.JUNCTION, node, shape, dims, readings=readings))
 
 
 def pool(trail: Trail, node: fx.Node) -> Any:
