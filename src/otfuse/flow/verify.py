@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _CONTROLS = 12  # members left out one at a time, until one shows
 _SHOWN = 1e-2
+_LARGE = 1 << 28  # parameters; 2 GiB in float64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,9 +97,12 @@ class SpaceTrial:
     def __call__(self, space: Space) -> bool | None:
         """Whether moving the space leaves the outputs unchanged.
 
-        None where there are no numbers (the meta device), or where the program cannot run in float64.
+        None where there are no numbers (the meta device), where the program cannot run in float64, and for the pairs of a
+        large model, whose copy in float64 would not fit beside it: there the gate of `fuse` tells.
         """
-        if any(tensor.is_meta for tensor in self._model.parameters()):
+        parameters = list(self._model.parameters())
+        large = sum(p.numel() for p in parameters) > _LARGE and space.group is Group.ROTARY
+        if large or any(p.is_meta for p in parameters):
             return None
         try:
             runner, weights, known = self._bench
