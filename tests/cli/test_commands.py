@@ -13,7 +13,7 @@ import yaml
 
 from drawing import two_blocks
 from otfuse.core.alignment import SpaceReport
-from otfuse.core.recipe import read
+from otfuse.core.recipe import Recipe, read
 from otfuse.core.report import Report, SourceInfo, Stage
 from otfuse.errors import CheckpointError
 
@@ -167,7 +167,10 @@ def test_recipes_lists_and_shows(otfuse):
     assert "otfusion-wts\n" in otfuse("recipes").out
     shown = yaml.safe_load(otfuse("recipes", "otfusion-emd").out)
     assert (shown["scheme"], shown["otfusion"]["solver"]) == ("otfusion", "emd")
-    assert json.loads(otfuse("recipes", "vanilla", "--json").out)["scheme"] == "average"
+    assert set(shown) == set(Recipe.model_fields)
+    assert "weights: null  # equal: 1/k each for k models\n" in otfuse("recipes", "vanilla").out
+    plain = json.loads(otfuse("recipes", "vanilla", "--json").out)
+    assert (plain["scheme"], plain["weights"]) == ("average", None)
 
 
 def test_progress_is_plain_lines_once_per_stage_off_a_terminal(otfuse, pipeline):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from otfuse.errors import DataError, UsageError
+from drawing import two_blocks
+from otfuse.core.recipe import parse_options, read
+from otfuse.errors import DataError, TraceError, UsageError
 
 
 class OutOfMemoryError(RuntimeError):
@@ -27,6 +31,7 @@ CASES = {
     "allocator": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
     "disk full": (OSError(errno.ENOSPC, "No space left on device", "out/x"), 1, "no space left on the device at out/x"),
     "quota": (OSError(errno.EDQUOT, "Disk quota exceeded", "out/x"), 1, "quota is used up at out/x"),
+    "long name": (OSError(errno.ENAMETOOLONG, "File name too long", "xx"), 1, "too long for a file or folder at xx"),
     "permission": (PermissionError(errno.EACCES, "Permission denied", "out/x"), 1, "permission denied at out/x"),
     "bug": (ZeroDivisionError("division\nby zero"), 1, "unexpected ZeroDivisionError: division by zero"),
 }
@@ -118,7 +123,20 @@ def test_wrong_usage_is_status_2(otfuse, arguments):
     ("arguments", "words"),
     [
         (("--recipe", "otfusion-wt"), "did you mean 'otfusion-wts'?"),
-        (("--set", "otfusion.solvr=emd"), "unknown key 'otfusion.solvr'; did you mean 'solver'?"),
+        (
+            ("--set", "otfusion.solvr=emd"),
+            "unknown key 'otfusion.solvr'; did you mean 'otfusion.solver'? allowed in otfusion: features",
+        ),
+        (("--set", "solver=emd"), "unknown key 'solver'; did you mean 'otfusion.solver'?"),
+        (("--set", "sheme=otfusion"), "unknown key 'sheme'; did you mean 'scheme'? allowed: scheme, weights"),
+        (("--set", "otfusion.seed=1"), "unknown key 'otfusion.seed'; did you mean 'seed'? allowed: scheme"),
+        (("--set", "otfusion=emd"), "otfusion cannot be 'emd': it is a section, whose keys are features, transform"),
+        (("--set", "seed=2020-13-45"), "seed cannot be '2020-13-45'"),
+        (("--set", "seed=!!int x"), "--set seed=!!int x: not valid YAML at line 1, column 1"),
+        (("--set", "seed=0x" + "f" * 5000), "seed cannot be a number of thousands of digits"),
+        (("--set", "seed=" + "[" * 5000), "[[[...: nested too deeply"),
+        (("--set", "weights=&a [*a]"), "allowed: one number from 0 to 1 per model"),
+        (("--set", "otfusion={solver: emd, solver: emd}"), "key 'solver' is given twice at line 1, column 15"),
         (("--set", "otfusion.solver=emdd"), "did you mean 'emd'?"),
         (("--set", "otfusion"), "write KEY=VALUE"),
         (("--set", "weights=[0.5, 0.6]"), "must sum to one"),
@@ -128,6 +146,85 @@ def test_a_wrong_recipe_is_refused_before_anything_is_read(otfuse, tmp_path, arg
     ran = otfuse("fuse", "a", "b", "--out", tmp_path / "o", *arguments)
     assert (ran.status, ran.err.count("\n")) == (1, 1)
     assert words in ran.err
+
+
+def test_a_number_may_be_written_with_an_exponent():
+    for text, value in {"1e-3": 1e-3, "1E-3": 1e-3, "2.5e1": 25.0, ".5e+1": 5.0, "0.01": 0.01, "auto": "auto"}.items():
+        recipe = read("otfusion-wts", parse_options([f"otfusion.regulariser={text}"]))
+        assert recipe.otfusion.regulariser == value
+
+
+def test_an_empty_section_has_its_defaults():
+    plain = read({"scheme": "otfusion"})
+    assert read({"scheme": "otfusion", "otfusion": None}) == plain
+    assert read({"scheme": "otfusion"}, parse_options(["otfusion="])) == plain
+    assert read({"scheme": "otfusion", "otfusion": None}, {"otfusion.solver": "emd"}).otfusion.solver == "emd"
+
+
+def test_example_inputs_are_told_as_what_the_command_line_does_not_have(otfuse, pipeline):
+    def refuse(*_, **__):
+        raise TraceError("Net has no config to make example inputs from: give example_inputs (a dict or a tuple)")
+
+    pipeline(inspect=refuse)
+    ran = otfuse("inspect", "m", "--trust-remote-code")
+    assert (ran.status, ran.err.count("\n")) == (1, 1)
+    assert "example_inputs are an argument of the Python functions" in ran.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("fuse", "a", "b", "--out", "o", "--json"), "o was written whole, but the report on it could not be printed"),
+        (("inspect", "a", "--json"), "the result could not be printed"),
+        (("recipes",), "the result could not be printed"),
+    ],
+)
+def test_what_cannot_be_printed_is_not_what_was_not_written(otfuse, pipeline, monkeypatch, arguments, words):
+    report = SimpleNamespace(to_dict=dict)
+    pipeline(fuse_checkpoints=lambda *_, **__: SimpleNamespace(report=report, plan=None, out=Path("o")))
+    pipeline(inspect=lambda *_, **__: SimpleNamespace(graph=two_blocks(), verification=None))
+    with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123 - a stream like sys.stdout
+        monkeypatch.setattr(sys, "stdout", full)
+        ran = otfuse(*arguments)
+    assert (ran.status, ran.err.count("\n")) == (1, 1)
+    assert words in ran.err
+    assert "nothing was written" not in ran.err
+
+
+SPEAKING = """
+from otfuse.cli import main, output
+from otfuse.core import recipe
+def names():
+    with output.reporting(quiet=False, verbose=False) as progress:
+        progress("load", 0, 1)
+    output.show("a table")
+    return ["a name"]
+recipe.names = names
+main(["recipes"])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+@pytest.mark.parametrize(
+    ("closed", "out", "err"),
+    [
+        (">&-", "", "otfuse: load\n"),
+        ("2>&-", "a table\na name\n", ""),
+        ("<&- >&- 2>&-", "", ""),
+        ("<&-", "a table\na name\n", "otfuse: load\n"),
+    ],
+)
+def test_what_goes_to_a_closed_stream_is_dropped(closed, out, err):
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", SPEAKING]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, out, err)
+
+
+def test_help_and_check_of_a_share_agree(otfuse):
+    told = " ".join(otfuse("finetune", "--help").out.split())
+    assert told.count("from 0 to below 1") == 2
+    assert "<=1" not in told
 
 
 def test_no_arguments_print_the_help(otfuse):

@@ -198,6 +198,16 @@ CASES = {
     "unknown value": (lambda b: b.recipe("scheme: otfusion\notfusion: {solver: emdd}"), "did you mean 'emd'?"),
     "unknown scheme": (lambda b: b.recipe("scheme: aligned"), "scheme cannot be 'aligned'"),
     "yaml typo": (lambda b: b.recipe("scheme: [otfusion\nseed: 1"), "not valid YAML at line 2"),
+    "misspelt key": (lambda b: b.recipe("sheme: otfusion"), "unknown key 'sheme'; did you mean 'scheme'?"),
+    "missing key": (lambda b: b.recipe("seed: 1"), "key 'scheme' is missing; add it: average or otfusion"),
+    "key of a section": (lambda b: b.recipe("scheme: otfusion\nsolver: emd"), "did you mean 'otfusion.solver'?"),
+    "dotted key": (lambda b: b.recipe("scheme: otfusion\notfusion.solver: emd"), "write otfusion: {solver: ...}"),
+    "no section": (lambda b: b.recipe("scheme: otfusion\notfusion: emd"), "it is a section, whose keys are features"),
+    "empty section": (lambda b: b.recipe("scheme: otfusion\notfusion:"), "no data was given"),
+    "key twice": (lambda b: b.recipe("scheme: otfusion\nseed: 1\nseed: 2"), "key 'seed' is given twice at line 3"),
+    "no date": (lambda b: b.recipe("scheme: otfusion\nseed: 2020-13-45"), "seed cannot be '2020-13-45'"),
+    "deep yaml": (lambda b: b.recipe("scheme: " + "[" * 5000), "nested too deeply"),
+    "exponent": (lambda b: b.recipe("scheme: otfusion\notfusion: {regulariser: -1e-3}"), "cannot be -0.001: allowed"),
     "weights": (lambda b: [*b.fuse(), "--set", "weights=[0.5, 0.6]"], "must sum to one, these sum to 1.1"),
     "number of weights": (lambda b: [*b.fuse(), "--set", "weights=[0.5, 0.3, 0.2]"], "3 given for 2 models"),
     "huge seed": (lambda b: [*b.fuse(), "--seed", str(2**63)], "seed cannot be"),
@@ -208,6 +218,18 @@ CASES = {
     # places
     "bad device": (lambda b: [*b.fuse(), "--device", "cuda:99"], "device 'cuda:99' does not exist"),
     "bad device to learn": (lambda b: b.tune("vit0", b.data / "labelled.npz", "--device", "tpu"), "does not exist"),
+    "meta": (lambda b: [*b.fuse(), "--device", "meta"], "device 'meta' holds shapes and no numbers"),
+    "meta, dry run": (lambda b: [*b.fuse()[:3], "--dry-run", "--device", "meta"], "holds shapes and no numbers"),
+    "meta to evaluate": (lambda b: [*b.eval("vit0", b.data / "labelled.npz"), "--device", "meta"], "holds shapes"),
+    "meta to learn": (lambda b: b.tune("vit0", b.data / "labelled.npz", "--device", "meta"), "holds shapes"),
+    "device of another torch": (lambda b: [*b.fuse(), "--device", "hpu"], "device 'hpu' does not exist"),
+    "long name": (lambda b: [*b.fuse()[:3], "--out", b.place / ("x" * 300)], "name is too long"),
+    "long name, hidden": (lambda b: [*b.fuse()[:3], "--out", b.place / ("x" * 240)], "File name too long"),
+    "long name to learn": (
+        lambda b: ["finetune", b.models / "vit0", "--data", b.data / "labelled.npz", "--out", b.place / ("x" * 300)],
+        "name is too long",
+    ),
+    "no name": (lambda b: [*b.fuse()[:3], "--out", b.place / "no" / ".."], "names no folder of its own"),
     "full folder": (overfull, "the folder is not empty"),
     "anchor as out": (lambda b: [*b.fuse()[:3], "--out", b.models / "vit0"], "the folder is not empty"),
     "below a file": (below_a_file, "is a file, not a folder"),
@@ -221,6 +243,12 @@ USAGE = {
     "no out": (lambda b: b.fuse()[:3], "--out is missing"),
     "bad type": (lambda b: [*b.fuse(), "--dtype", "float31"], "float31"),
     "bad shard size": (lambda b: [*b.fuse(), "--out-shard-size", "5 apples"], "for example 5GB"),
+    "shard size in bytes": (lambda b: [*b.fuse(), "--out-shard-size", "1B"], "one of KB, MB, GB, TB, KiB"),
+    "bad shard size, dry run": (lambda b: [*b.fuse()[:3], "--dry-run", "--out-shard-size", "foo"], "'foo': write"),
+    "warm-up all the way": (
+        lambda b: b.tune("vit0", b.data / "labelled.npz", "--warmup", "1"),
+        "warmup cannot be 1.0: input should be less than 1",
+    ),
     "bad precision": (lambda b: b.tune("vit0", b.data / "labelled.npz", "--mixed-precision", "fp17"), "fp17"),
     "two lengths": (lambda b: b.tune("vit0", b.data / "labelled.npz", "--steps", "1", "--epochs", "1"), "give one"),
     "huge seed": (lambda b: ["inspect", b.models / "vit0", "--seed", str(2**63)], "below 2^63"),
@@ -250,6 +278,33 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(otfuse, models, data, tmp_
         ran.err = "".join(line for line in ran.err.splitlines(keepends=True) if line.count(" ") > 1)
     refused(ran, status, words)
     assert (listing(tmp_path), listing(models)) == before
+
+
+@pytest.mark.parametrize("name", [".", "../here", "it"])
+def test_the_folder_one_is_in_is_refused_at_once(otfuse, models, tmp_path, monkeypatch, name):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "it").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    out = tmp_path / name if name == "it" else name
+    before = listing(tmp_path)
+    ran = otfuse("fuse", models / "vit0", models / "vit1", "--out", out, "--quiet")
+    refused(ran, 1, "a file of that name exists" if name == "it" else "this is the folder you are in")
+    assert listing(tmp_path) == before
+
+
+def test_a_mounted_disk_is_refused_at_once(otfuse, models, disk):
+    place = disk("size=10m")
+    refused(otfuse("fuse", models / "vit0", models / "vit1", "--out", place, "--quiet"), 1, "a disk is mounted there")
+
+
+@pytest.mark.parametrize(("size", "bytes_"), [("4KB", 4000), ("4KiB", 4096), ("2 kib", 2048)])
+def test_every_shard_size_that_is_allowed_is_written(otfuse, models, tmp_path, size, bytes_):
+    given = ("fuse", models / "vit0", models / "vit1", "--out", tmp_path / "out", "--out-shard-size", size, "--quiet")
+    assert otfuse(*given).status == 0
+    build("vit", 0).save_pretrained(tmp_path / "own", max_shard_size=bytes_)
+    shards = [{p.name for p in (tmp_path / name).glob("*.safetensors")} for name in ("out", "own")]
+    assert shards[0] == shards[1]
+    assert len(shards[0]) > 1
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ _OBJECTS_PER_COLLECTION = 1_000_000
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its status: 0, 1 (a problem, one sentence), 2 (usage), 130."""
+    _reopen()
     given = sys.argv[1:] if arguments is None else arguments
     signals: list[int] = []
 
@@ -38,16 +39,34 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(given or ["--help"], prog_name="otfuse", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read us has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard()
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:  # the one place where every problem becomes a sentence
         if os.environ.get("OTFUSE_DEBUG") and not isinstance(error, KeyboardInterrupt):
             raise
         from otfuse.cli.problems import told
 
-        sys.exit(told(error, interrupted=bool(signals)))
+        status = told(error, interrupted=bool(signals))
+        _discard()
+        sys.exit(status)
     if code == 130:
         from otfuse.cli.problems import told
 
         told(KeyboardInterrupt(), interrupted=True)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _reopen() -> None:
+    """Streams that were closed by whoever started the process discard what they are given."""
+    for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers, which the system gives out again
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - open to the end of the process
+
+
+def _discard() -> None:
+    """Drop what could not be printed, or the end of the process tries again and gives it a status of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

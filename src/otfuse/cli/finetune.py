@@ -25,10 +25,12 @@ def command(
     ] = None,
     weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Of AdamW; 0.01 by default.")] = None,
     warmup: Annotated[
-        float | None, typer.Option("--warmup", min=0, max=1, help="Share of the steps that warm up; 0.1 by default.")
+        float | None,
+        typer.Option("--warmup", help="Share of the steps that warm up, from 0 to below 1; 0.1 by default."),
     ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option("--label-smoothing", min=0, max=1, help="Share given to all classes; 0 by default.")
+        float | None,
+        typer.Option("--label-smoothing", help="Share given to all classes, from 0 to below 1; 0 by default."),
     ] = None,
     max_grad_norm: Annotated[
         float | None, typer.Option("--max-grad-norm", help="Longest gradient, longer ones are cut; 1 by default.")
@@ -91,9 +93,9 @@ def command(
                 "interrupted; give the same command again to go on from the last saved state"
             ) from None
     if as_json:
-        output.emit(result)
+        output.emit(result, wrote=out)
         return
     from otfuse.report import table
 
-    output.show(table.figures(result))
+    output.show(table.figures(result), wrote=out)
     output.say(f"otfuse: wrote {out}")

@@ -45,7 +45,9 @@ def command(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Type of the result; the anchor's own by default.")
     ] = None,
-    shard_size: Annotated[str | None, typer.Option("--out-shard-size", metavar="SIZE", help="Such as 5GB.")] = None,
+    shard_size: Annotated[
+        str | None, typer.Option("--out-shard-size", metavar="SIZE", help="Such as 5GB or 200MiB.")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The recipe's seed.")] = None,
     batch_size: options.BatchSize = 32,
     allow_pickle: options.Pickle = False,
@@ -59,7 +61,9 @@ def command(
     checked = _recipe(recipe, settings or [], seed)
     with output.reporting(quiet=quiet, verbose=verbose) as progress:
         from otfuse import pipeline
+        from otfuse.io.writer import check_shard_size
 
+        check_shard_size(shard_size)
         result = pipeline.fuse_checkpoints(
             anchor,
             sources,
@@ -78,11 +82,11 @@ def command(
     if result.report is None:  # a dry run
         _print_plan(result, as_json=as_json)
     elif as_json:
-        output.emit({"out": result.out} | result.report.to_dict())
+        output.emit({"out": result.out} | result.report.to_dict(), wrote=result.out)
     else:
         from otfuse.report import table
 
-        output.show(*table.fused(result.report.to_dict()))
+        output.show(*table.fused(result.report.to_dict()), wrote=result.out)
         output.say(f"otfuse: wrote {result.out}")
 
 

@@ -44,11 +44,11 @@ def command(
     if svg is not None:
         _draw(found.graph, svg)
     if as_json:
-        output.emit(as_object(found.graph, found.verification))
+        output.emit(as_object(found.graph, found.verification), wrote=svg)
         return
     from otfuse.report import table
 
-    output.show(*table.inspected(found.graph, found.verification))
+    output.show(*table.inspected(found.graph, found.verification), wrote=svg)
     if svg is not None:
         output.say(f"otfuse: drew {svg}")
 

@@ -6,13 +6,15 @@ import json
 import math
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from otfuse.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,27 +27,49 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str) -> None:
-    """One message on stderr."""
-    if is_main():
-        typer.echo(text, err=True)
+def say(text: str, *, by_all: bool = False) -> None:
+    """One message on stderr, of this process if it is the first, or if all speak; where it cannot be put, it is dropped."""
+    if by_all or is_main():
+        with suppress(OSError):
+            typer.echo(text, err=True)
 
 
-def show(*tables: RenderableType) -> None:
+def put(text: str) -> None:
+    """That text on stdout."""
+    with _printing(None):
+        typer.echo(text, nl=False)
+
+
+def show(*tables: RenderableType, wrote: Path | None = None) -> None:
     """Tables on stdout, as wide as the terminal (or the variable COLUMNS), or 100 columns where there is none."""
     if not is_main():
         return
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100, highlight=False)
-    for table in tables:
-        console.print(table)
+    with _printing(wrote):
+        for table in tables:
+            console.print(table)
 
 
-def emit(value: Mapping[str, Any]) -> None:
+def emit(value: Mapping[str, Any], *, wrote: Path | None = None) -> None:
     """One JSON object on stdout, and nothing else."""
     if is_main():
-        typer.echo(json.dumps(plain(value), ensure_ascii=False, allow_nan=False))
+        with _printing(wrote):
+            typer.echo(json.dumps(plain(value), ensure_ascii=False, allow_nan=False))
+
+
+@contextmanager
+def _printing(wrote: Path | None) -> Iterator[None]:
+    """What is printed inside; where it cannot be, OutputError, which says that ``wrote`` is there all the same."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        what = f"{wrote} was written whole, but the report on it" if wrote is not None else "the result"
+        raise OutputError(f"{what} could not be printed ({error.strerror}); send stdout to another place") from None
 
 
 def plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from otfuse.cli.output import say
 from otfuse.errors import OtfuseError
 
 INTERRUPTED = "interrupted; nothing unfinished was left behind"
+_IN_PYTHON = "; example_inputs are an argument of the Python functions, on the command line only 'otfuse fuse' takes inputs, by --data"
 _MEMORY = "out of memory; give a smaller --batch-size, or a machine with more memory"
 
 
@@ -30,7 +31,7 @@ def told(error: BaseException, *, interrupted: bool) -> int:
         say(f"otfuse: {INTERRUPTED}")
         return 130
     else:
-        typer.echo(f"otfuse: {sentence(error)}", err=True)  # of several processes, each may have a bug of its own
+        say(f"otfuse: {sentence(error)}", by_all=True)  # of several processes, each may have a bug of its own
     return status(error)
 
 
@@ -48,7 +49,7 @@ def sentence(error: BaseException) -> str:
 
 def _text(error: BaseException) -> str:
     if isinstance(error, OtfuseError):
-        return str(error)
+        return f"{error}{_IN_PYTHON}" if "example_inputs" in str(error) else str(error)
     if isinstance(error, typer.TyperException):
         return _usage(error)
     if _is_memory(error):
@@ -59,6 +60,8 @@ def _text(error: BaseException) -> str:
         )
     if isinstance(error, OSError) and error.errno == errno.EDQUOT:
         return f"the disk quota is used up{_place(error)}; nothing was written, free some space or choose another --out"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"the name is too long for a file or folder{_place(error)}; choose a shorter one"
     if isinstance(error, PermissionError):
         return f"permission denied{_place(error)}; choose a place that you may read and write"
     return (

@@ -21,12 +21,12 @@ def command(
     if name is not None:
         chosen = recipe.read(name)
         if as_json:
-            output.emit(chosen.model_dump(mode="json", exclude_none=True))
+            output.emit(chosen.model_dump(mode="json"))
         else:
-            typer.echo(chosen.to_yaml(), nl=False)
+            output.put(chosen.to_yaml())
         return
     names = recipe.names()
     if as_json:
         output.emit({"recipes": names})
     else:
-        typer.echo("\n".join(names))
+        output.put("\n".join([*names, ""]))

@@ -5,18 +5,22 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import reprlib
+from collections.abc import Mapping
 from importlib import resources
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from otfuse.core import recipe_text
 from otfuse.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
+_SHOWN = 60  # characters of a value that a sentence repeats
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -73,6 +77,12 @@ class Recipe(_Closed):
     seed: int = Field(default=0, ge=0, lt=2**63)  # what a torch generator takes
     otfusion: OTFusion = OTFusion()
 
+    @field_validator("otfusion", mode="before")
+    @classmethod
+    def _empty_section(cls, value: Any) -> Any:
+        """``otfusion:`` with nothing below it: every option has its default."""
+        return {} if value is None else value
+
     @field_validator("weights")
     @classmethod
     def _sum_to_one(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
@@ -93,7 +103,8 @@ class Recipe(_Closed):
     def to_yaml(self) -> str:
         """The recipe with every option of its scheme set, as YAML."""
         unused = None if self.scheme == "otfusion" else {"otfusion"}
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True, exclude=unused), sort_keys=False)
+        text = yaml.safe_dump(self.model_dump(mode="json", exclude=unused), sort_keys=False)
+        return text.replace("weights: null\n", "weights: null  # equal: 1/k each for k models\n", 1)
 
 
 def names() -> list[str]:
@@ -106,7 +117,8 @@ def read(recipe: str | Path | Mapping[str, Any] | Recipe, options: Mapping[str, 
 
     Raises :class:`RecipeError` naming the key, what is allowed and the nearest right one.
     """
-    data = _nested(recipe, where := str(recipe) if not isinstance(recipe, (dict, Recipe)) else "recipe")
+    where = "recipe" if isinstance(recipe, (Mapping, Recipe)) else f"recipe {recipe}"
+    data = _nested(recipe, where)
     for key, value in (options or {}).items():
         _set(data, key.split("."), value, key)
     try:
@@ -120,13 +132,14 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     options = {}
     for pair in pairs:
         key, sep, text = pair.partition("=")
+        shown = pair if len(pair) <= _SHOWN else f"{pair[:_SHOWN]}..."
         if not sep or not key:
-            msg = f"--set {pair}: write KEY=VALUE, for example --set otfusion.solver=emd"
+            msg = f"--set {shown}: write KEY=VALUE, for example --set otfusion.solver=emd"
             raise RecipeError(msg)
         try:
-            options[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            msg = f"--set {pair}: {text!r} is not a YAML value"
+            options[key] = recipe_text.load(text)
+        except recipe_text.RecipeTextError as error:
+            msg = f"--set {shown}: {error}"
             raise RecipeError(msg) from None
     return options
 
@@ -148,27 +161,25 @@ def _nested(recipe: Any, where: str) -> dict[str, Any]:
         try:
             text = Path(recipe).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            msg = f"recipe {where}: cannot be read as text ({error.__class__.__name__}); give a YAML file"
+            msg = f"{where}: cannot be read as text ({error.__class__.__name__}); give a YAML file"
             raise RecipeError(msg) from None
     else:
-        msg = f"recipe {where}: no such recipe or file; {_nearest(str(recipe), names())}"
+        msg = f"{where}: no such recipe or file; {_nearest(str(recipe), names())}"
         raise RecipeError(msg)
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        msg = f"recipe {where}: not valid YAML{line}; mend that line"
+        data = recipe_text.load(text)
+    except recipe_text.RecipeTextError as error:
+        msg = f"{where}: {error}"
         raise RecipeError(msg) from None
     if not isinstance(data, dict):
-        msg = f"recipe {where}: a recipe is a mapping of keys, beginning with 'scheme:'"
+        msg = f"{where}: a recipe is a mapping of keys, beginning with 'scheme:'"
         raise RecipeError(msg)
     return data
 
 
 def _set(data: dict[str, Any], path: list[str], value: Any, key: str) -> None:
     for part in path[:-1]:
-        inner = data.setdefault(part, {})
+        inner = {} if data.get(part) is None else data[part]
         if not isinstance(inner, dict):
             msg = f"option {key}: {part!r} holds a value, not a section"
             raise RecipeError(msg)
@@ -182,34 +193,59 @@ def _set(data: dict[str, Any], path: list[str], value: Any, key: str) -> None:
         del data["transform"]  # the option moves to the other kind of features: its default transform goes with it
 
 
-def _keys(location: tuple[Any, ...]) -> list[str]:
-    model: type[BaseModel] = OTFusion if location and location[0] == "otfusion" and len(location) > 1 else Recipe
-    return list(model.model_fields)
-
-
 def _nearest(word: str, allowed: list[str]) -> str:
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}allowed: {', '.join(allowed)}"
 
 
+def _unknown(key: str) -> str:
+    """What is said of a key that does not exist: the nearest one of any section, and those beside it."""
+    section, _, word = key.rpartition(".")
+    keys = [*Recipe.model_fields, *(f"otfusion.{name}" for name in OTFusion.model_fields)]
+
+    def nearness(known: str) -> tuple[float, bool]:
+        place, _, name = known.rpartition(".")
+        return difflib.SequenceMatcher(None, word.lower(), name).ratio(), place == section
+
+    best = max(keys, key=nearness)
+    if best == key:
+        return f"unknown key {key!r}; in a recipe {word!r} stands below {section!r}: write {section}: {{{word}: ...}}"
+    hint, place = (f"did you mean {best!r}? ", best.rpartition(".")[0]) if nearness(best)[0] >= 0.5 else ("", section)
+    beside = OTFusion.model_fields if place == "otfusion" else Recipe.model_fields
+    return f"unknown key {key!r}; {hint}allowed{place and f' in {place}'}: {', '.join(beside)}"
+
+
+def _shown(value: Any) -> str:
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = _SHOWN
+    try:
+        return short.repr(value)
+    except ValueError:  # Python writes no number of more than some thousand digits
+        return "a number of thousands of digits"
+
+
 def _sentence(error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a wrong key explains a missing one
     location = tuple(p for p in first["loc"] if p not in ("constrained-float", "float", "literal['auto']"))
-    key = ".".join(map(str, location)) or "recipe"
+    key = ".".join(map(str, location)) if location else "recipe"
     kind, given = first["type"], first.get("input")
-    if kind == "extra_forbidden":
-        return f"recipe {where}: unknown key {key!r}; {_nearest(str(location[-1]), _keys(location))}"
+    if kind in ("extra_forbidden", "invalid_key"):
+        return f"{where}: {_unknown(key)}"
     if kind == "missing":
-        return f"recipe {where}: key {key!r} is missing; add it"
+        return f"{where}: key {key!r} is missing; add it: {' or '.join(get_args(Recipe.model_fields[key].annotation))}"
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
-        return f"recipe {where}: {key} cannot be {given!r}; {_nearest(str(given), allowed)}"
+        return f"{where}: {key} cannot be {_shown(given)}; {_nearest(str(given), allowed)}"
     reason = first["msg"].removeprefix("Value error, ")
     if key.endswith("regulariser"):
         reason = "allowed: a number above zero, or auto"
+    if location[:1] == ("weights",) and kind != "value_error":
+        reason = "allowed: one number from 0 to 1 per model, anchor first, for example [0.5, 0.5]"
+    if kind == "model_type":
+        reason = f"it is a section, whose keys are {', '.join(OTFusion.model_fields)}"
     return (
-        f"recipe {where}: {key} cannot be {given!r}: {reason}"
+        f"{where}: {key} cannot be {_shown(given)}: {reason}"
         if kind != "value_error" or location
-        else f"recipe {where}: {reason}"
+        else f"{where}: {reason}"
     )

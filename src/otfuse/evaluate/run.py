@@ -21,14 +21,18 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """The device of that name; DeviceError if there is none such on this machine."""
+    """The device of that name; DeviceError if there is none such on this machine, or it holds no numbers."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, ImportError):
         raise DeviceError(
             f"device {str(name)!r} does not exist on this machine; use cpu, or a device that torch finds"
         ) from None
+    if device.type == "meta":
+        raise DeviceError(
+            "device 'meta' holds shapes and no numbers, so nothing can be computed there; use cpu, or a device that torch finds"
+        )
     return device
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -69,7 +70,14 @@ def nearest(target: Path) -> Path:
 
 
 def try_writing(target: Path) -> None:
-    """Make and remove a folder where ``target`` would go: OSError if that cannot be done."""
+    """Make and remove a folder where ``target`` would go: OSError if that cannot be done, or ``target`` not be replaced."""
+    if target.name == "..":
+        raise OSError(errno.EINVAL, "a path that ends in .. names no folder of its own")
+    if target.exists():  # an empty folder, which a rename replaces; a shell that stands in it would be left nowhere
+        if target.samefile(os.curdir):
+            raise OSError(errno.EBUSY, "this is the folder you are in, which cannot be replaced")
+        if target.is_mount():
+            raise OSError(errno.EBUSY, "a disk is mounted there, and what is written has to replace the folder")
     trial = nearest(target) / hidden(target, _NEW)
     trial.mkdir()
     trial.rmdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import math
 import os
 import re
 import shutil
@@ -30,7 +31,7 @@ _LICENCE = re.compile(r"(?:LICEN[CS]E|NOTICE|USE_POLICY)", re.IGNORECASE)
 _NOT_COPIED = re.compile(
     r"config\.json|.*\.index\.json|fusion\.json|adapter_.*|trainer_state\.json|training_args.*|.*_results\.json"
 )
-_SHARD_SIZE = re.compile(r"[1-9]\d*\s*(?:[KMGT]?B)", re.IGNORECASE)
+_SHARD_SIZE = re.compile(r"([1-9][0-9]{0,8})\s*([KMGT])(I?)B", re.IGNORECASE)
 
 
 def check_target(out: Path, *, overwrite: bool = False, need: int = 0) -> None:
@@ -69,8 +70,17 @@ def floating(name: str | None) -> torch.dtype | None:
 
 def check_shard_size(size: str | None) -> None:
     """Refuse anything but None or a size such as ``5GB``; raises :class:`UsageError`."""
-    if size is not None and not _SHARD_SIZE.fullmatch(size):
-        raise UsageError(f"shard size {size!r}: write a number and a unit, for example 5GB or 200MB")
+    if size is not None and not _SHARD_SIZE.fullmatch(size.strip()):
+        raise UsageError(
+            f"shard size {size!r}: write a whole number and one of KB, MB, GB, TB, KiB, MiB, GiB, TiB, for example 5GB"
+        )
+
+
+def _shard_bytes(size: str) -> int:
+    """Bytes of a size that :func:`check_shard_size` allows: transformers itself reads no KiB."""
+    number, unit, binary = re.findall(_SHARD_SIZE, size)[0]
+    step, steps = 1024 if binary else 1000, "KMGT".index(unit.upper()) + 1
+    return int(number) * math.prod([step] * steps)
 
 
 def write_checkpoint(
@@ -117,7 +127,7 @@ def _save(model: nn.Module, folder: Path, shard_size: str | None) -> None:
         save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
         return
     with quiet():
-        save(folder, **({} if shard_size is None else {"max_shard_size": shard_size}))
+        save(folder, **({} if shard_size is None else {"max_shard_size": _shard_bytes(shard_size)}))
 
 
 def _bytes(model: nn.Module, dtype: torch.dtype | None) -> int:
