@@ -92,6 +92,7 @@ def fuse(
     checked = recipes.read(recipe, dict(options or {}) | ({} if seed is None else {"seed": seed}))
     require_data(checked, data)
     with clock.stage("load"):
+        find_device(device)
         loaded = given.load(models, device=device)
         inputs = given.dataset(data, loaded) if data is not None else None
     job = Job(loaded.modules, loaded.names, checked, inputs, example_inputs, batch_size, clock, progress)

@@ -12,7 +12,7 @@ import torch
 
 import otfuse
 from align_copies import UNITS, case, fuse
-from otfuse.errors import DataError, MatchError, RecipeError, UsageError
+from otfuse.errors import DataError, DeviceError, MatchError, RecipeError, UsageError
 from otfuse.testing.examples import example
 
 ROUNDING = 2e-6
@@ -135,3 +135,9 @@ def test_refusals(vit):
     other, _ = example("bert_classifier").build(0)
     with pytest.raises(MatchError, match="architectures differ"):
         otfuse.fuse([model, other], WEIGHTS, verify=False)
+
+
+def test_a_device_without_numbers_is_refused():
+    model = example("hf_vit").build(0)[0]
+    with pytest.raises(DeviceError, match="meta"):
+        otfuse.fuse([model, model], device="meta")
