@@ -11,7 +11,7 @@ import torch
 import transformers
 import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tiny import build, listing, save
 
@@ -133,6 +133,38 @@ def test_half_precision_stays_and_shards_are_read(otfuse, tmp_path):
     assert ran.status == 0
     assert {dtype for dtype, _ in stored(tmp_path / "fused")[0].values()} == {torch.bfloat16}
     reload(tmp_path / "fused", "llama")
+
+
+def mixed(folder, seed):
+    """Weights in bfloat16, gains of the norms in float32, as some checkpoints come."""
+    build("llama", seed).to(torch.bfloat16).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: t.float() * 1.001 if "norm" in name else t for name, t in tensors.items()}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("command", ["fuse", "finetune"])
+def test_every_tensor_keeps_the_anchors_own_type(otfuse, data, tmp_path, command):
+    anchor, source, out = mixed(tmp_path / "a", 0), mixed(tmp_path / "b", 1), tmp_path / "out"
+    rest = [source] if command == "fuse" else ["--data", data / "ids.npz", "--steps", "2"]
+    ran = otfuse(command, anchor, *rest, "--out", out)
+    assert ran.status == 0, ran.err
+    assert {dtype for dtype, _ in stored(out)[0].values()} == {torch.bfloat16, torch.float32}
+    assert stored(out) == stored(anchor)
+    assert json.loads((out / "config.json").read_text()) == json.loads((anchor / "config.json").read_text())
+    reload(out, "llama")
+
+
+@pytest.mark.parametrize(("kind", "file"), [("vit", "images.npz"), ("bert", "ids.npz"), ("t5", "pairs.npz")])
+def test_double_precision_is_kept_and_computed_in(otfuse, models, data, tmp_path, kind, file):
+    save(build(kind, 0).double(), tmp_path / "a")
+    for recipe in (("otfusion-wts",), ("otfusion-acts", "--data", data / file), ("vanilla", "--set", "weights=[1, 0]")):
+        ran = otfuse("fuse", tmp_path / "a", models / f"{kind}1", "--out", tmp_path / recipe[0], "--recipe", *recipe)
+        assert ran.status == 0, ran.err
+        assert stored(tmp_path / recipe[0]) == stored(tmp_path / "a")
+    parts = [load_file(tmp_path / name / "model.safetensors") for name in ("a", "vanilla")]
+    assert all(torch.equal(t, parts[1][name]) for name, t in parts[0].items()), "nothing went through float32"
 
 
 def test_weights_of_three_models_are_those_of_the_recipe(otfuse, models, tmp_path):

@@ -61,12 +61,6 @@ class Checkpoint:
         named = self.config.get("architectures")
         return str(named[0]) if isinstance(named, list) and named else None
 
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """The one floating type of all stored tensors, or None if they differ."""
-        found = {info.dtype for info in self.tensors.values() if info.dtype.is_floating_point}
-        return found.pop() if len(found) == 1 else None
-
 
 def open_checkpoint(path: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Checkpoint:
     """A checked checkpoint from a folder, or from ``org/model[@revision]`` in the local Hugging Face cache.
@@ -153,7 +147,7 @@ def load_model(
     _refuse_not_finite(checkpoint, model)
     try:
         model.to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # some devices lack float64
         msg = (
             f"device {device}: the model of {checkpoint.name} cannot go there ({_first_line(error)}); use --device cpu"
         )

@@ -15,6 +15,7 @@ from torch import nn
 from otfuse.core.dataset import Dataset
 from otfuse.core.report import SourceInfo
 from otfuse.errors import UsageError
+from otfuse.io import kinds
 from otfuse.io.checkpoint import Checkpoint, load_model, open_checkpoint
 from otfuse.io.data import from_arrays, load_data
 from otfuse.io.text import find_tokenizer
@@ -42,14 +43,14 @@ class Loaded:
 
 
 def module(model: Model) -> nn.Module:
-    """A module, loaded in float32 if a folder was given."""
+    """A module, loaded in float32 (float64 if it is stored so) if a folder was given."""
     return load([model]).modules[0]
 
 
 def load(
     models: Sequence[Model], *, device: str = "cpu", allow_pickle: bool = False, trust_remote_code: bool = False
 ) -> Loaded:
-    """All models; folders are opened and checked before the first is loaded."""
+    """All models, those from folders in one type; folders are opened and checked before the first is loaded."""
     opened: list[Checkpoint | None] = []
     for model in models:
         if isinstance(model, nn.Module):
@@ -66,7 +67,7 @@ def load(
             modules.append(model)
             names.append(f"{type(model).__name__} {i}")
         elif checkpoint is not None:
-            modules.append(load_model(checkpoint, device=device, dtype=torch.float32))
+            modules.append(load_model(checkpoint, device=device, dtype=kinds.working(opened)))
             names.append(checkpoint.name)
     return Loaded(tuple(modules), tuple(names), tuple(opened))
 
