@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tiny import build, listing, save
+from tiny import LENGTH, build, listing, save
 
 CLASSES = {
     "bert": "BertForMaskedLM",
@@ -68,6 +69,54 @@ def test_the_processor_and_tokenizer_load_from_the_output(otfuse, models, tmp_pa
         otfuse("fuse", models / f"{kind}0", models / f"{kind}1", "--out", tmp_path / kind, "--recipe", "vanilla")
     assert transformers.AutoImageProcessor.from_pretrained(tmp_path / "vit").size["height"] == 8
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "bert").decode([5, 6])
+
+
+CODE = """
+from transformers import PreTrainedTokenizer
+
+from .help_spelling import number
+
+
+class Spelling(PreTrainedTokenizer):
+    vocab_files_names = {}
+
+    @property
+    def vocab_size(self):
+        return 26
+
+    def get_vocab(self):
+        return {chr(97 + i): i for i in range(26)}
+
+    def _tokenize(self, text):
+        return [c for c in text if c.isalpha()]
+
+    def _convert_token_to_id(self, token):
+        return number(token)
+"""
+
+
+def test_a_tokenizer_made_of_code_goes_with_the_result_and_runs_only_if_trusted(
+    otfuse, models, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    anchor, out = Path(shutil.copytree(models / "gpt20", tmp_path / "anchor")), tmp_path / "out"
+    (anchor / "tokenizer.json").unlink()
+    settings = {"tokenizer_class": "Spelling", "auto_map": {"AutoTokenizer": ["spelling.Spelling", None]}}
+    (anchor / "tokenizer_config.json").write_text(json.dumps(settings))
+    (anchor / "spelling.py").write_text(CODE)
+    (anchor / "help_spelling.py").write_text("def number(token):\n    return ord(token) - 97\n")
+    (anchor / "train.py").write_text("raise SystemExit")
+    assert otfuse("fuse", anchor, models / "gpt21", "--out", out).status == 0
+    assert {p.name for p in out.glob("*.py")} == {"spelling.py", "help_spelling.py"}
+    asked = ["eval", out, "--data", data / "text.txt", "--json"]
+    ran = otfuse(*asked)
+    assert ran.status == 1
+    assert "is code that comes with the checkpoint (auto_map); read that code, then pass --trust-remote-code" in ran.err
+    assert not (tmp_path / "cache").exists(), "nothing of it ran"
+    ran = otfuse(*asked, "--trust-remote-code")
+    letters = sum(c.isalpha() for c in (data / "text.txt").read_text())
+    assert (ran.status, json.loads(ran.out)["models"][0]["examples"]) == (0, letters // LENGTH), ran.err
+    assert list((tmp_path / "cache").rglob("help_spelling.py")), "this test's own code ran, and no other"
 
 
 def test_the_card_and_fusion_json_tell_what_was_done(otfuse, models, data, tmp_path):

@@ -80,8 +80,14 @@ def dataset(data: str | Path | Mapping[str, Any] | Dataset, loaded: Loaded, *, r
     names, config = input_names(model), settings(model, checkpoint)
     if isinstance(data, Mapping):
         return from_arrays(data, input_names=names or list(data), config=config, require_labels=require_labels)
-    folder = checkpoint.folder if checkpoint is not None else None
-    return load_data(data, input_names=names, config=config, folder=folder, require_labels=require_labels)
+    return load_data(
+        data,
+        input_names=names,
+        config=config,
+        folder=checkpoint.folder if checkpoint is not None else None,
+        require_labels=require_labels,
+        trust_remote_code=checkpoint is not None and checkpoint.trust_remote_code,
+    )
 
 
 def input_names(model: nn.Module) -> list[str]:

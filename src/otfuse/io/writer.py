@@ -18,6 +18,7 @@ from torch import nn
 from otfuse.errors import OutputError, UsageError
 from otfuse.io import kinds
 from otfuse.io.checkpoint import finite, load_model, open_checkpoint
+from otfuse.io.companions import copy_companions
 from otfuse.io.quiet import quiet
 from otfuse.io.staging import nearest, staged, sweep, try_writing
 
@@ -26,12 +27,6 @@ if TYPE_CHECKING:
 
     from otfuse.io.checkpoint import Checkpoint
 
-# What belongs to a model beside its weights: tokenizer, processor, generation settings, chat templates, licence.
-_COPIED = (".json", ".txt", ".model", ".spm", ".tiktoken", ".vocab", ".bpe", ".jinja")
-_LICENCE = re.compile(r"(?:LICEN[CS]E|NOTICE|USE_POLICY)", re.IGNORECASE)
-_NOT_COPIED = re.compile(
-    r"config\.json|.*\.index\.json|fusion\.json|adapter_.*|trainer_state\.json|training_args.*|.*_results\.json"
-)
 _SHARD_SIZE = re.compile(r"[1-9]\d*\s*(?:[KMGT]?B)", re.IGNORECASE)
 
 
@@ -101,7 +96,7 @@ def write_checkpoint(
         _save(cast, folder, shard_size)
         if anchor is not None:
             _settle_config(folder, anchor, dtype)
-            _copy_companions(anchor.folder, folder)
+            copy_companions(anchor.folder, folder)
         for name, text in (files or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
 
@@ -164,16 +159,6 @@ def _cast(model: nn.Module, types: Mapping[int, torch.dtype], out: Path) -> nn.M
             raise OutputError(f"output {out}: tensor {name!r} {why}")
         memo[id(tensor)] = new
     return copy.deepcopy(model, memo)
-
-
-def _copy_companions(source: Path, folder: Path) -> None:
-    """Copy what is neither weights, config nor a record of how the anchor was made; code only comes with its model."""
-    for path in sorted(source.iterdir()):
-        kept = path.suffix in _COPIED or _LICENCE.match(path.name)
-        if path.is_dir() and path.name == "additional_chat_templates":
-            shutil.copytree(path, folder / path.name)
-        elif path.is_file() and kept and not _NOT_COPIED.fullmatch(path.name):
-            shutil.copyfile(path, folder / path.name)
 
 
 @contextmanager
