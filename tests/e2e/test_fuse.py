@@ -137,16 +137,34 @@ def test_the_card_and_fusion_json_tell_what_was_done(otfuse, models, data, tmp_p
     assert isinstance(chosen, float)
     assert f"regulariser: {chosen}" in card
     assert told["notes"][0].startswith(f"regulariser {chosen:g} chosen by divergence")
-    assert [s["name"] for s in told["stages"]] == ["load", "trace", "verify", "measure", "align", "average"]
+    assert [s["name"] for s in told["stages"]] == [
+        "load", "trace", "verify", "measure", "align", "average", "write",
+    ]  # fmt: skip
     assert all(s["seconds"] >= 0 and s["peak_mib"] > 0 for s in told["stages"])
     assert [s["hash"] for s in told["sources"]] != ["", ""]
     assert {"name", "method", "before", "after", "converged"} <= told["solved"][0].keys()
     printed = json.loads(ran.out)
     assert printed["out"] == str(out)
-    assert [s["name"] for s in printed["stages"]] == [*(s["name"] for s in told["stages"]), "write"]
+    assert [s["name"] for s in printed["stages"]] == [s["name"] for s in told["stages"]]
+    assert told["weights"] == [0.5, 0.5]
+    assert "Mixed with the weights 0.5, 0.5, anchor first." in card
     assert {k: v for k, v in printed.items() if k not in ("out", "stages")} == {
         k: v for k, v in told.items() if k not in ("versions", "stages")
     }
+
+
+@pytest.mark.parametrize("option", ["separate", "heads"])
+def test_what_was_solved_is_told_by_space(otfuse, models, tmp_path, option):
+    anchor, source, out = models / "gpt20", models / "gpt21", tmp_path / "fused"
+    assert otfuse("fuse", anchor, source, "--out", out, "--set", f"otfusion.query_key={option}").status == 0
+    solved = json.loads((out / "fusion.json").read_text())["solved"]
+    spaces = {s["id"]: s for s in json.loads(otfuse("inspect", anchor, "--json").out)["spaces"]}
+    kinds = {problem["name"]: {spaces[i]["kind"] for i in problem["spaces"]} for problem in solved}
+    assert all(kinds.values()), kinds
+    assert kinds["transformer.wte"] == {"stream"}
+    assert len(kinds["transformer.h.0.mlp.c_fc"]) == 1
+    assert kinds["transformer.h.0.mlp.c_fc"] != {"stream"}
+    assert (["heads"] in [list(kind) for kind in kinds.values()]) == (option == "heads")
 
 
 def test_a_dry_run_plans_and_writes_nothing(otfuse, models, tmp_path):

@@ -23,7 +23,7 @@ from otfuse.io.quiet import quiet
 from otfuse.io.staging import nearest, staged, sweep, try_writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from otfuse.io.checkpoint import Checkpoint
 
@@ -77,14 +77,14 @@ def write_checkpoint(
     *,
     dtype: torch.dtype | None = None,
     shard_size: str | None = None,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str | Callable[[], str]] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write ``model`` as a plain checkpoint at ``out``: a kill at any moment leaves either nothing or the whole.
 
     Keys, ties and sharding are those of the model's own ``save_pretrained``; floating tensors have ``dtype``, else the
     types of the anchor's tensors, one by one, else their own. Tokenizer, processor and generation files come from the anchor's folder;
-    ``files`` are further texts by name. A module without ``save_pretrained`` gives one model.safetensors in which tied
+    ``files`` are further texts by name, or what gives them once all before them is written. A module without ``save_pretrained`` gives one model.safetensors in which tied
     tensors are stored once. ``model`` is not changed. Raises :class:`OutputError`, :class:`UsageError`.
     """
     target = Path(out)
@@ -98,7 +98,7 @@ def write_checkpoint(
             _settle_config(folder, anchor, dtype)
             copy_companions(anchor.folder, folder)
         for name, text in (files or {}).items():
-            (folder / name).write_text(text, encoding="utf-8")
+            (folder / name).write_text(text if isinstance(text, str) else text(), encoding="utf-8")
 
 
 def holds(out: Path, model: nn.Module) -> bool:
