@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _COPIED = (".json", ".txt", ".model", ".spm", ".tiktoken", ".vocab", ".bpe", ".jinja")
 _LICENCE = re.compile(r"(?:LICEN[CS]E|NOTICE|USE_POLICY)", re.IGNORECASE)
 _NOT_COPIED = re.compile(
-    r"config\.json|.*\.index\.json|fusion\.json|adapter_.*|trainer_state\.json|training_args.*|.*_results\.json"
+    r"config\.json|.*\.index\.json|fusion\.json|adapter_.*|trainer_state\.json|demo\.json|training_args.*|.*_results\.json"
 )
 _IMPORTED = re.compile(r"^\s*(?:from\s+\.(\w+)\s+import\b|import\s+\.(\w+)\s*$)", re.MULTILINE)
 
