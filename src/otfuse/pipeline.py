@@ -16,7 +16,7 @@ from otfuse.align.plan import Plan, plan
 from otfuse.align.scheme import require_data
 from otfuse.core import recipe as recipes
 from otfuse.core.report import Report, Stage
-from otfuse.evaluate.metrics import evaluate, evaluate_ensemble
+from otfuse.evaluate.metrics import evaluate_together
 from otfuse.evaluate.run import find_device
 from otfuse.flow.verify import Verification, verify_graph
 from otfuse.fusion.job import Job
@@ -252,15 +252,16 @@ def evaluate_checkpoints(
     find_device(device)
     with _Announcing(tell).stage("load"):
         loaded = given.load(models, device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        examples, words = given.dataset(data, loaded), given.special_tokens(loaded)
+        asked = given.asked(data, loaded)
     rows = []
-    for done, (name, module) in enumerate(zip(loaded.names, loaded.modules, strict=True)):
+    for done, (name, one) in enumerate(zip(loaded.names, asked, strict=True)):
         tell("evaluate", done, len(models))
-        score = evaluate(module, examples, batch_size=batch_size, device=device, **words)
+        with given.told_of(name, data):
+            score = evaluate_together([one], batch_size=batch_size, device=device)
         rows.append({"model": name} | score_row(score))
         tell("evaluate", done + 1, len(models))
     if ensemble:
-        score = evaluate_ensemble(loaded.modules, examples, batch_size=batch_size, device=device, **words)
+        score = evaluate_together(asked, batch_size=batch_size, device=device)
         rows.append({"model": "ensemble"} | score_row(score))
     return rows
 
@@ -291,15 +292,16 @@ def finetune_checkpoint(
     with _Announcing(tell).stage("load"):
         loaded = given.load([model], allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
         examples = given.dataset(data, loaded)
-    trained = finetune(
-        loaded.modules[0],
-        examples,
-        options=checked,
-        out=out,
-        on_step=lambda step, steps, _loss: tell("finetune", step, steps),
-        restart=restart,
-        **given.special_tokens(loaded),
-    )
+    with given.told_of(model, data):
+        trained = finetune(
+            loaded.modules[0],
+            examples,
+            options=checked,
+            out=out,
+            on_step=lambda step, steps, _loss: tell("finetune", step, steps),
+            restart=restart,
+            **given.special_tokens(loaded),
+        )
     if trained.is_main and not (written and writer.holds(out, trained.model)):
         writer.write_checkpoint(out, trained.model, loaded.checkpoints[0])
     trained.finish()
