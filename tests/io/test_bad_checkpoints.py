@@ -356,3 +356,17 @@ def test_bad_device(bert_folder):
         DeviceError, match=r"^device nonsense: the model of .* cannot go there \(.*\); use --device cpu$"
     ):
         load_model(open_checkpoint(bert_folder), device="nonsense")
+
+
+@pytest.mark.parametrize("name", ["", "config.json", "model.safetensors", "pytorch_model.bin"])
+def test_what_may_not_be_read_is_told_so(name, build, open_place, barred):
+    folder = open_place / "anchor"
+    build("vit").save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    if name == "pytorch_model.bin":
+        torch.save(load_file(folder / "model.safetensors"), folder / name)
+        (folder / "model.safetensors").unlink()
+    what = f"{name} cannot" if name else "the folder cannot"
+    with barred(folder / name):
+        refused(f"{what} be read (Permission denied); check its permissions", folder, allow_pickle=True)

@@ -69,7 +69,7 @@ def open_checkpoint(path: str | Path, *, allow_pickle: bool = False, trust_remot
     Raises :class:`CheckpointError`.
     """
     folder = _folder(str(path))
-    if not any(folder.iterdir()):
+    if not _listed(path, folder):
         msg = f"checkpoint {path}: the folder is empty; give a folder with config.json and model.safetensors"
         raise CheckpointError(msg)
     if not (folder / "config.json").is_file():
@@ -81,6 +81,16 @@ def open_checkpoint(path: str | Path, *, allow_pickle: bool = False, trust_remot
     _check_config(path, folder, config, trust_remote_code=trust_remote_code)
     tensors, pickled = read_weights(folder, allow_pickle=allow_pickle)
     return Checkpoint(str(path), folder, config, tensors, pickled, trust_remote_code)
+
+
+def _listed(path: str | Path, folder: Path) -> list[Path]:
+    try:
+        found = list(folder.iterdir())
+        (folder / "config.json").is_file()  # a folder that may be listed may still not be entered
+    except OSError as error:
+        msg = f"checkpoint {path}: the folder cannot be read ({error.strerror}); check its permissions"
+        raise CheckpointError(msg) from None
+    return found
 
 
 def _folder(path: str) -> Path:

@@ -49,12 +49,15 @@ def load_data(
     takes if less). Floats become float32, integers int64. Raises :class:`DataError`.
     """
     where, config = Path(path), config or {}
-    if not where.exists():
-        raise DataError(f"data {path}: no such file or folder; check the path")
     try:
+        if not where.exists():
+            raise DataError(f"data {path}: no such file or folder; check the path")
+        if where.is_file():
+            where.open("rb").close()  # readers of archives say that what they may not open is damaged, or absent
         arrays = _read(where, input_names, config, Own(folder, trust_remote_code), sequence_length)
     except OSError as error:
-        raise DataError(f"data {path}: cannot be read ({error.strerror or error}); check the file") from None
+        what = "its permissions" if isinstance(error, PermissionError) else "the file"
+        raise DataError(f"data {path}: cannot be read ({error.strerror or error}); check {what}") from None
     return from_arrays(arrays, input_names=input_names, config=config, require_labels=require_labels, where=str(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,6 +96,11 @@ def _tokenizer(own: Own, path: Path) -> Any:
     tokenizer = find_tokenizer(folder, trust_remote_code=own.trusted)
     if tokenizer is None and not own.trusted and names_code(folder / "tokenizer_config.json"):
         raise DataError(f"data {path}: text needs a tokenizer, and that in {folder} {NOT_TRUSTED}")
+    if tokenizer is None and (barred := [p.name for p in folder.iterdir() if not os.access(p, os.R_OK)]):
+        raise DataError(
+            f"data {path}: text needs a tokenizer, and {barred[0]} in {folder} cannot be read (Permission denied); "
+            "check its permissions"
+        )
     if tokenizer is None:
         raise DataError(
             f"data {path}: text needs a tokenizer, and {folder} has none that can be read; add its files or give arrays of 'input_ids'"
