@@ -96,9 +96,8 @@ class Spelling(PreTrainedTokenizer):
 
 
 def test_a_tokenizer_made_of_code_goes_with_the_result_and_runs_only_if_trusted(
-    otfuse, models, data, tmp_path, monkeypatch
+    otfuse, models, data, tmp_path, code_cache
 ):
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
     anchor, out = Path(shutil.copytree(models / "gpt20", tmp_path / "anchor")), tmp_path / "out"
     (anchor / "tokenizer.json").unlink()
     settings = {"tokenizer_class": "Spelling", "auto_map": {"AutoTokenizer": ["spelling.Spelling", None]}}
@@ -112,11 +111,11 @@ def test_a_tokenizer_made_of_code_goes_with_the_result_and_runs_only_if_trusted(
     ran = otfuse(*asked)
     assert ran.status == 1
     assert "is code that comes with the checkpoint (auto_map); read that code, then pass --trust-remote-code" in ran.err
-    assert not (tmp_path / "cache").exists(), "nothing of it ran"
+    assert not code_cache.exists(), "nothing of it ran"
     ran = otfuse(*asked, "--trust-remote-code")
     letters = sum(c.isalpha() for c in (data / "text.txt").read_text())
     assert (ran.status, json.loads(ran.out)["models"][0]["examples"]) == (0, letters // LENGTH), ran.err
-    assert list((tmp_path / "cache").rglob("help_spelling.py")), "this test's own code ran, and no other"
+    assert list(code_cache.rglob("help_spelling.py")), "this test's own code ran, and no other"
 
 
 def test_the_card_and_fusion_json_tell_what_was_done(otfuse, models, data, tmp_path):

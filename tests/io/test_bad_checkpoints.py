@@ -224,8 +224,8 @@ def test_custom_code(bert_folder):
     )
 
 
-def test_custom_code_that_is_trusted(tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+@pytest.mark.usefixtures("code_cache")
+def test_custom_code_that_is_trusted(tmp_path):
     folder = tmp_path / "custom"
     folder.mkdir()
     (folder / "mine.py").write_text(
@@ -356,17 +356,3 @@ def test_bad_device(bert_folder):
         DeviceError, match=r"^device nonsense: the model of .* cannot go there \(.*\); use --device cpu$"
     ):
         load_model(open_checkpoint(bert_folder), device="nonsense")
-
-
-@pytest.mark.parametrize("name", ["", "config.json", "model.safetensors", "pytorch_model.bin"])
-def test_what_may_not_be_read_is_told_so(name, build, open_place, barred):
-    folder = open_place / "anchor"
-    build("vit").save_pretrained(folder)
-    for path in folder.iterdir():
-        path.chmod(0o644)
-    if name == "pytorch_model.bin":
-        torch.save(load_file(folder / "model.safetensors"), folder / name)
-        (folder / "model.safetensors").unlink()
-    what = f"{name} cannot" if name else "the folder cannot"
-    with barred(folder / name):
-        refused(f"{what} be read (Permission denied); check its permissions", folder, allow_pickle=True)

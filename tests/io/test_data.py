@@ -65,17 +65,6 @@ def test_missing_path_and_unknown_type(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["d.npz", "d.safetensors", "d.txt", "images"])
-def test_what_may_not_be_read_is_not_called_damaged_or_absent(name, open_place, barred):
-    path = open_place / name
-    if name == "images":
-        picture(path / "x.png", 0)
-    else:
-        path.write_bytes(b"whatever")
-    with barred(path):
-        refused("cannot be read (Permission denied); check its permissions", path)
-
-
 @pytest.mark.parametrize("cut", [0, 10, 700, -1])
 def test_truncated(cut, tmp_path):
     for path, save in ((tmp_path / "d.npz", np.savez), (tmp_path / "d.safetensors", None)):
