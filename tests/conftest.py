@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,21 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def code_cache(tmp_path, monkeypatch):
+    """Where the library copies a checkpoint's own code to run it: a place of the test's own, forgotten afterwards."""
+
+    def forget():
+        for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+            del sys.modules[name]
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    forget()
+    yield tmp_path / "cache"
+    forget()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,15 @@ from torch import nn
 from otfuse.align.plan import Plan, plan
 from otfuse.align.scheme import require_data
 from otfuse.core import recipe as recipes
-from otfuse.core.report import Report
-from otfuse.evaluate.metrics import evaluate, evaluate_ensemble
+from otfuse.core.report import Report, Stage
+from otfuse.evaluate.metrics import evaluate_together
 from otfuse.evaluate.run import find_device
 from otfuse.flow.verify import Verification, verify_graph
 from otfuse.fusion.job import Job
 from otfuse.fusion.sides import traced
 from otfuse.io import given, writer
 from otfuse.io.card import fusion_json, model_card
-from otfuse.measure.clock import Clock
+from otfuse.measure.clock import Clock, peak_mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -104,12 +105,21 @@ def fuse(
 
 def _report(job: Job, loaded: given.Loaded, alignments: Sequence[Alignment], gate: dict[str, float] | None) -> Report:
     solved = tuple(s for a in alignments for s in a.solved)
-    return Report(job.recipe, tuple(job.clock.stages), solved, loaded.infos(), gate, job.notes(alignments))
+    stages, notes = tuple(job.clock.stages), job.notes(alignments)
+    return Report(job.recipe, stages, solved, loaded.infos(), gate, notes, tuple(job.weights))
 
 
 def _card(report: Report) -> str:
     anchor, *sources = report.sources
-    return model_card(anchor=anchor, sources=sources, recipe_yaml=report.recipe.to_yaml(), gate=report.gate)
+    return model_card(
+        anchor=anchor, sources=sources, recipe_yaml=report.recipe.to_yaml(), gate=report.gate, weights=report.weights
+    )
+
+
+def _figures(report: Report, began: float) -> str:
+    """fusion.json, the last file written: with the time that writing has taken by then."""
+    written = Stage("write", time.perf_counter() - began, peak_mib())
+    return fusion_json(replace(report, stages=(*report.stages, written)))
 
 
 def assembled(anchor: nn.Module, tensors: Mapping[str, torch.Tensor], *, in_place: bool = False) -> nn.Module:
@@ -213,9 +223,10 @@ def fuse_checkpoints(
         return _planned(job)
     tensors, alignments, gate = job.run(verify=verify)
     with clock.stage("write"):
+        began = time.perf_counter()
         model = assembled(loaded.modules[0], tensors, in_place=True)
         report = _report(job, loaded, alignments, gate)
-        files = {"README.md": _card(report), "fusion.json": fusion_json(report)}
+        files = {"README.md": lambda: _card(report), "fusion.json": lambda: _figures(report, began)}
         writer.write_checkpoint(out, model, loaded.checkpoints[0], dtype=kind, shard_size=shard_size, files=files)
     return Result(replace(report, stages=tuple(clock.stages)), None, out)
 
@@ -242,15 +253,16 @@ def evaluate_checkpoints(
     find_device(device)
     with _Announcing(tell).stage("load"):
         loaded = given.load(models, device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        examples, words = given.dataset(data, loaded), given.special_tokens(loaded)
+        asked = given.asked(data, loaded)
     rows = []
-    for done, (name, module) in enumerate(zip(loaded.names, loaded.modules, strict=True)):
+    for done, (name, one) in enumerate(zip(loaded.names, asked, strict=True)):
         tell("evaluate", done, len(models))
-        score = evaluate(module, examples, batch_size=batch_size, device=device, **words)
+        with given.told_of(name, data):
+            score = evaluate_together([one], batch_size=batch_size, device=device)
         rows.append({"model": name} | score_row(score))
         tell("evaluate", done + 1, len(models))
     if ensemble:
-        score = evaluate_ensemble(loaded.modules, examples, batch_size=batch_size, device=device, **words)
+        score = evaluate_together(asked, batch_size=batch_size, device=device)
         rows.append({"model": "ensemble"} | score_row(score))
     return rows
 
@@ -281,15 +293,16 @@ def finetune_checkpoint(
     with _Announcing(tell).stage("load"):
         loaded = given.load([model], allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
         examples = given.dataset(data, loaded)
-    trained = finetune(
-        loaded.modules[0],
-        examples,
-        options=checked,
-        out=out,
-        on_step=lambda step, steps, _loss: tell("finetune", step, steps),
-        restart=restart,
-        **given.special_tokens(loaded),
-    )
+    with given.told_of(model, data):
+        trained = finetune(
+            loaded.modules[0],
+            examples,
+            options=checked,
+            out=out,
+            on_step=lambda step, steps, _loss: tell("finetune", step, steps),
+            restart=restart,
+            **given.special_tokens(loaded),
+        )
     if trained.is_main and not (written and writer.holds(out, trained.model)):
         writer.write_checkpoint(out, trained.model, loaded.checkpoints[0])
     trained.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from otfuse.core.dataset import Dataset
 from otfuse.errors import OutputError
-from otfuse.testing import demo
+from otfuse.testing import demo, kept
 from otfuse.train.options import FinetuneOptions
 
 TINY = demo.Settings(
@@ -89,6 +90,66 @@ def test_a_whole_parent_is_reused_a_damaged_or_other_one_is_trained_again(folder
     stages.clear()
     demo.parent(folder / "parent-a", 5, data, TINY, note)
     assert len(stages) == 40
+
+
+def test_finished_results_are_used_again_while_nothing_they_rest_on_has_changed(results, folder, monkeypatch):
+    def never(*_):
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "_fused", never)
+        patch.setattr(demo, "compare", never)
+        (folder / "figure.png").unlink()
+        assert demo.run(folder, silent, TINY) == json.loads(json.dumps(results))
+        assert (folder / "figure.png").is_file()
+        for change in ({"probe": 25}, {"finetune": TINY.finetune.model_copy(update={"steps": 3})}):
+            with pytest.raises(AssertionError):
+                demo.run(folder, silent, replace(TINY, **change))
+        patch.setattr(demo, "machine", lambda: {"torch": "other"})
+        with pytest.raises(AssertionError):
+            demo.run(folder, silent, TINY)
+    first = kept.fingerprint(1)
+    assert (first == kept.fingerprint(1), first == kept.fingerprint(2)) == (True, False)
+
+
+def foreign_model(folder):
+    (folder / "parent-b").mkdir()
+    (folder / "parent-b" / "config.json").write_text("{}")
+    (folder / "parent-b" / "model.safetensors").write_bytes(b"mine")
+    return "parent-b"
+
+
+def foreign_mark(folder):
+    foreign_model(folder)
+    (folder / "parent-b" / "demo.json").write_text('{"mine": 1}')
+    return "parent-b"
+
+
+def foreign_file(folder):
+    (folder / "parent-a").write_text("mine")
+    return "parent-a"
+
+
+def foreign_results(folder):
+    (folder / "results.json").write_text('{"rows": [1]}')
+    return "results.json"
+
+
+def foreign_picture(folder):
+    (folder / "figure.png").write_text("mine")
+    return "figure.png"
+
+
+@pytest.mark.parametrize("make", [foreign_model, foreign_mark, foreign_file, foreign_results, foreign_picture])
+def test_what_the_demo_did_not_make_is_never_replaced(tmp_path, make):
+    name = make(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(OutputError) as caught:
+        demo.run(tmp_path, silent, TINY)
+    assert str(caught.value) == (
+        f"demo {tmp_path}: {name} there was not made by the demo, which would replace it; give another folder, or move it away"
+    )
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_digits_are_split_without_overlap_and_shifted_by_one_pixel():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import torch
 import transformers
 import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from tiny import build, listing, save
+from tiny import LENGTH, build, listing, save
 
 CLASSES = {
     "bert": "BertForMaskedLM",
@@ -70,6 +71,53 @@ def test_the_processor_and_tokenizer_load_from_the_output(otfuse, models, tmp_pa
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "bert").decode([5, 6])
 
 
+CODE = """
+from transformers import PreTrainedTokenizer
+
+from .help_spelling import number
+
+
+class Spelling(PreTrainedTokenizer):
+    vocab_files_names = {}
+
+    @property
+    def vocab_size(self):
+        return 26
+
+    def get_vocab(self):
+        return {chr(97 + i): i for i in range(26)}
+
+    def _tokenize(self, text):
+        return [c for c in text if c.isalpha()]
+
+    def _convert_token_to_id(self, token):
+        return number(token)
+"""
+
+
+def test_a_tokenizer_made_of_code_goes_with_the_result_and_runs_only_if_trusted(
+    otfuse, models, data, tmp_path, code_cache
+):
+    anchor, out = Path(shutil.copytree(models / "gpt20", tmp_path / "anchor")), tmp_path / "out"
+    (anchor / "tokenizer.json").unlink()
+    settings = {"tokenizer_class": "Spelling", "auto_map": {"AutoTokenizer": ["spelling.Spelling", None]}}
+    (anchor / "tokenizer_config.json").write_text(json.dumps(settings))
+    (anchor / "spelling.py").write_text(CODE)
+    (anchor / "help_spelling.py").write_text("def number(token):\n    return ord(token) - 97\n")
+    (anchor / "train.py").write_text("raise SystemExit")
+    assert otfuse("fuse", anchor, models / "gpt21", "--out", out).status == 0
+    assert {p.name for p in out.glob("*.py")} == {"spelling.py", "help_spelling.py"}
+    asked = ["eval", out, "--data", data / "text.txt", "--json"]
+    ran = otfuse(*asked)
+    assert ran.status == 1
+    assert "is code that comes with the checkpoint (auto_map); read that code, then pass --trust-remote-code" in ran.err
+    assert not code_cache.exists(), "nothing of it ran"
+    ran = otfuse(*asked, "--trust-remote-code")
+    letters = sum(c.isalpha() for c in (data / "text.txt").read_text())
+    assert (ran.status, json.loads(ran.out)["models"][0]["examples"]) == (0, letters // LENGTH), ran.err
+    assert list(code_cache.rglob("help_spelling.py")), "this test's own code ran, and no other"
+
+
 def test_the_card_and_fusion_json_tell_what_was_done(otfuse, models, data, tmp_path):
     anchor, source, out = models / "vit0", models / "vit1", tmp_path / "fused"
     ran = otfuse("fuse", anchor, source, "--out", out, "--recipe", "otfusion-acts", "--data", data / "images.npz",
@@ -88,16 +136,34 @@ def test_the_card_and_fusion_json_tell_what_was_done(otfuse, models, data, tmp_p
     assert isinstance(chosen, float)
     assert f"regulariser: {chosen}" in card
     assert told["notes"][0].startswith(f"regulariser {chosen:g} chosen by divergence")
-    assert [s["name"] for s in told["stages"]] == ["load", "trace", "verify", "measure", "align", "average"]
+    assert [s["name"] for s in told["stages"]] == [
+        "load", "trace", "verify", "measure", "align", "average", "write",
+    ]  # fmt: skip
     assert all(s["seconds"] >= 0 and s["peak_mib"] > 0 for s in told["stages"])
     assert [s["hash"] for s in told["sources"]] != ["", ""]
     assert {"name", "method", "before", "after", "converged"} <= told["solved"][0].keys()
     printed = json.loads(ran.out)
     assert printed["out"] == str(out)
-    assert [s["name"] for s in printed["stages"]] == [*(s["name"] for s in told["stages"]), "write"]
+    assert [s["name"] for s in printed["stages"]] == [s["name"] for s in told["stages"]]
+    assert told["weights"] == [0.5, 0.5]
+    assert "Mixed with the weights 0.5, 0.5, anchor first." in card
     assert {k: v for k, v in printed.items() if k not in ("out", "stages")} == {
         k: v for k, v in told.items() if k not in ("versions", "stages")
     }
+
+
+@pytest.mark.parametrize("option", ["separate", "heads"])
+def test_what_was_solved_is_told_by_space(otfuse, models, tmp_path, option):
+    anchor, source, out = models / "gpt20", models / "gpt21", tmp_path / "fused"
+    assert otfuse("fuse", anchor, source, "--out", out, "--set", f"otfusion.query_key={option}").status == 0
+    solved = json.loads((out / "fusion.json").read_text())["solved"]
+    spaces = {s["id"]: s for s in json.loads(otfuse("inspect", anchor, "--json").out)["spaces"]}
+    kinds = {problem["name"]: {spaces[i]["kind"] for i in problem["spaces"]} for problem in solved}
+    assert all(kinds.values()), kinds
+    assert kinds["transformer.wte"] == {"stream"}
+    assert len(kinds["transformer.h.0.mlp.c_fc"]) == 1
+    assert kinds["transformer.h.0.mlp.c_fc"] != {"stream"}
+    assert (["heads"] in [list(kind) for kind in kinds.values()]) == (option == "heads")
 
 
 def test_a_dry_run_plans_and_writes_nothing(otfuse, models, tmp_path):
@@ -133,6 +199,38 @@ def test_half_precision_stays_and_shards_are_read(otfuse, tmp_path):
     assert ran.status == 0
     assert {dtype for dtype, _ in stored(tmp_path / "fused")[0].values()} == {torch.bfloat16}
     reload(tmp_path / "fused", "llama")
+
+
+def mixed(folder, seed):
+    """Weights in bfloat16, gains of the norms in float32, as some checkpoints come."""
+    build("llama", seed).to(torch.bfloat16).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: t.float() * 1.001 if "norm" in name else t for name, t in tensors.items()}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("command", ["fuse", "finetune"])
+def test_every_tensor_keeps_the_anchors_own_type(otfuse, data, tmp_path, command):
+    anchor, source, out = mixed(tmp_path / "a", 0), mixed(tmp_path / "b", 1), tmp_path / "out"
+    rest = [source] if command == "fuse" else ["--data", data / "ids.npz", "--steps", "2"]
+    ran = otfuse(command, anchor, *rest, "--out", out)
+    assert ran.status == 0, ran.err
+    assert {dtype for dtype, _ in stored(out)[0].values()} == {torch.bfloat16, torch.float32}
+    assert stored(out) == stored(anchor)
+    assert json.loads((out / "config.json").read_text()) == json.loads((anchor / "config.json").read_text())
+    reload(out, "llama")
+
+
+@pytest.mark.parametrize(("kind", "file"), [("vit", "images.npz"), ("bert", "ids.npz"), ("t5", "pairs.npz")])
+def test_double_precision_is_kept_and_computed_in(otfuse, models, data, tmp_path, kind, file):
+    save(build(kind, 0).double(), tmp_path / "a")
+    for recipe in (("otfusion-wts",), ("otfusion-acts", "--data", data / file), ("vanilla", "--set", "weights=[1, 0]")):
+        ran = otfuse("fuse", tmp_path / "a", models / f"{kind}1", "--out", tmp_path / recipe[0], "--recipe", *recipe)
+        assert ran.status == 0, ran.err
+        assert stored(tmp_path / recipe[0]) == stored(tmp_path / "a")
+    parts = [load_file(tmp_path / name / "model.safetensors") for name in ("a", "vanilla")]
+    assert all(torch.equal(t, parts[1][name]) for name, t in parts[0].items()), "nothing went through float32"
 
 
 def test_weights_of_three_models_are_those_of_the_recipe(otfuse, models, tmp_path):

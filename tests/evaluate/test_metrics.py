@@ -23,7 +23,7 @@ from transformers import (
 
 from otfuse.core.dataset import Dataset
 from otfuse.errors import DataError, DeviceError, UsageError
-from otfuse.evaluate.metrics import evaluate, evaluate_ensemble
+from otfuse.evaluate.metrics import Asked, evaluate, evaluate_ensemble, evaluate_together
 from otfuse.evaluate.run import logits_of
 from otfuse.evaluate.task import IGNORE, Kind, derive
 
@@ -323,9 +323,23 @@ def test_bad_input_is_one_sentence():
     refuse(Two(), pairs, r"array 'rigth' is not an input of Two; did you mean 'right'\? its inputs are: left, right")
     refuse(causal(), Dataset({"tokens": TOKENS}), r"array 'tokens' is not an input of GPT2LMHeadModel; .*input_ids")
     refuse(masked(), Dataset({"input_ids": TOKENS}), r"no mask token: .* add its tokenizer or labels")
+    repeated = Dataset({"input_ids": TOKENS}, TOKENS)
+    refuse(
+        masked(), repeated, r"no mask token: labels that repeat the tokens leave nothing to guess .* add the model's"
+    )
     refuse(paired(), Dataset({"input_ids": TOKENS}), "no labels and T5ForConditionalGeneration needs them")
     refuse(causal(), Dataset({"input_ids": TOKENS}, np.zeros(EXAMPLES, int)), "labels are one per example, but")
     refuse(causal(), Dataset({"input_ids": TOKENS + VOCAB}), "refuses the data")
+
+
+def test_models_that_read_the_same_examples_as_different_tokens_are_no_ensemble():
+    models, other = [causal(), causal()], (TOKENS + 1) % VOCAB
+    for data in (Dataset({"input_ids": other}), Dataset({"input_ids": TOKENS[:-1]})):
+        asked = [Asked(models[0], Dataset({"input_ids": TOKENS})), Asked(models[1], data)]
+        with pytest.raises(
+            DataError, match=r"read the data as different tokens or labels: leave out those that differ"
+        ):
+            evaluate_together(asked)
 
 
 def test_ensemble_of_models_that_predict_different_things_is_refused():

@@ -1,5 +1,10 @@
 """Small random models of five classes."""
 
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -54,3 +59,30 @@ def bert_folder(tmp_path, build):
     folder = tmp_path / "anchor"
     build("bert").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def barred():
+    """``with barred(path)``: a place that may not be read, also where tests run as root, who may read anything."""
+
+    @contextlib.contextmanager
+    def bar(path):
+        mode, user = path.stat().st_mode, os.geteuid()
+        path.chmod(0)
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            yield
+        finally:
+            os.seteuid(user)
+            path.chmod(mode)
+
+    return bar
+
+
+@pytest.fixture
+def open_place():
+    """A temporary folder that other users may enter, which ``tmp_path`` is not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)

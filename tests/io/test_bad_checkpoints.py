@@ -224,8 +224,8 @@ def test_custom_code(bert_folder):
     )
 
 
-def test_custom_code_that_is_trusted(tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+@pytest.mark.usefixtures("code_cache")
+def test_custom_code_that_is_trusted(tmp_path):
     folder = tmp_path / "custom"
     folder.mkdir()
     (folder / "mine.py").write_text(

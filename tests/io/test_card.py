@@ -11,7 +11,9 @@ from otfuse.core.report import Report, SourceInfo, Stage
 from otfuse.io.card import fusion_json, model_card
 
 RECIPE = read("otfusion-emd")
-SPACE = SpaceReport("stream", "emd", (4, 6), 0.5, 0.25, converged=True, marginal_error=0.0, steps=0)
+SPACE = SpaceReport(
+    "stream", "emd", (4, 6), 0.5, 0.25, converged=True, marginal_error=0.0, steps=0, spaces=("stream 0",)
+)
 REPORT = Report(
     recipe=RECIPE,
     stages=(Stage("trace", 1.5, 700.0), Stage("solve", 2.0, 800.0)),
@@ -19,6 +21,7 @@ REPORT = Report(
     sources=(SourceInfo("org/a", "a" * 64), SourceInfo("org/b", "b" * 64)),
     gate={"error": 1e-7, "control": 0.25},
     notes=("a note",),
+    weights=(0.5, 0.5),
 )
 
 
@@ -39,6 +42,7 @@ def test_front_matter_and_recipe():
     assert f"| anchor | org/a | `{'a' * 64}` |\n| source | org/b | `{'b' * 64}` |" in body
     assert "| error | 1e-07 |\n| control | 0.25 |" in body
     assert "was not checked on these weights" in card()
+    assert "Mixed with the weights 0.3333, 0.3333, 0.3333, anchor first." in card(weights=(1 / 3,) * 3)
 
 
 def test_card_names_no_path_of_this_machine(tmp_path):
@@ -60,9 +64,10 @@ def test_fusion_json_holds_everything():
     assert data["solved"] == [
         {
             "name": "stream", "method": "emd", "size": [4, 6], "before": 0.5, "after": 0.25, "converged": True, "marginal_error": 0.0,
-            "steps": 0,
+            "steps": 0, "spaces": ["stream 0"],
         }
     ]  # fmt: skip
+    assert data["weights"] == [0.5, 0.5]
     assert data["sources"][0] == {"name": "org/a", "hash": "a" * 64}
     assert (data["gate"], data["notes"]) == ({"error": 1e-7, "control": 0.25}, ["a note"])
 

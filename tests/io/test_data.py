@@ -177,7 +177,7 @@ def test_images_fit():
 
     wrong((2, 1, 8, 9), "resize the images")
     wrong((2, 3, 8, 8), "resize the images")
-    wrong((2, 8, 8), "resize the images")
+    wrong((2, 8, 8), "the axis of channels is missing: add it as axis 1")
     wrong((2, 8, 8, 1), "move the channels to axis 1")
     nested = {"vision_config": {"image_size": [8, 4], "num_channels": 1}}
     refused_arrays(

@@ -7,11 +7,13 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from otfuse.errors import OutputError, UsageError
 from otfuse.io.checkpoint import load_model, load_tensors, open_checkpoint
-from otfuse.io.writer import check_shard_size, write_checkpoint
+from otfuse.io.kinds import settled
+from otfuse.io.writer import check_shard_size, holds, write_checkpoint
 
 
 def weights(folder):
@@ -35,7 +37,7 @@ def test_written_as_the_model_itself_saves(build, kind, dtype, tmp_path):
     model = load_model(anchor)
     assert not model.training
     assert anchor.architecture == type(original).__name__
-    assert anchor.dtype == dtype
+    assert {info.dtype for info in anchor.tensors.values()} == {dtype}
     write_checkpoint(tmp_path / "out", model, anchor)
     assert weights(tmp_path / "out") == weights(tmp_path / "anchor")
     written = json.loads((tmp_path / "out/config.json").read_text())
@@ -69,6 +71,32 @@ def test_model_computed_in_float32_goes_back_to_the_anchors_type(build, tmp_path
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     write_checkpoint(tmp_path / "out", model, anchor)
     assert weights(tmp_path / "out") == weights(tmp_path / "anchor")
+
+
+def test_types_of_an_anchor_are_found_under_any_name_and_the_config_keeps_its_own(build, tmp_path):
+    build("bert", torch.float16).save_pretrained(tmp_path / "anchor")
+    stored = dict(load_tensors(open_checkpoint(tmp_path / "anchor")))
+    bare = {name.removeprefix("bert."): t.float() if "LayerNorm" in name else t for name, t in stored.items()}
+    bare = {n.replace("LayerNorm.weight", "LayerNorm.gamma"): t for n, t in bare.items()}
+    save_file(bare, tmp_path / "anchor/model.safetensors", metadata={"format": "pt"})
+    anchor = open_checkpoint(tmp_path / "anchor")
+    write_checkpoint(tmp_path / "out", load_model(anchor, dtype=torch.float32), anchor)
+    written = open_checkpoint(tmp_path / "out")
+    assert {n for n, i in written.tensors.items() if i.dtype == torch.float32} == {
+        n for n in written.tensors if n.endswith("LayerNorm.bias")
+    }, "what the library renamed gets the usual type"
+    assert written.config["dtype"] == "float16"
+    assert holds(tmp_path / "out", load_model(anchor, dtype=torch.float32))
+
+
+def test_types_in_parts_of_a_config_are_settled_too():
+    config = {"dtype": "float32", "text_config": {"dtype": "float32", "size": 3}, "vision_config": {"dtype": "float32"}}
+    anchor = {"torch_dtype": "torch.bfloat16", "text_config": {"dtype": "float16"}, "dtype": None}
+    own = settled(config, anchor)
+    assert (own["dtype"], own["text_config"], own["vision_config"]["dtype"]) == (
+        "bfloat16", {"dtype": "float16", "size": 3}, "float32",
+    )  # fmt: skip
+    assert settled(config, "float64")["vision_config"] == {"dtype": "float64"}
 
 
 def test_shards(build, tmp_path):

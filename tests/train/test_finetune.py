@@ -123,7 +123,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     size = (tmp_path / ".whole.progress" / "state.pt").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before := resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     try:
-        with pytest.raises(OutputError, match=r"progress cannot be written to .*; free space"):
+        with pytest.raises(OutputError, match=r"\.progress: the disk is full \(File too large\); free space"):
             finetune(model, data, options=small.options(), out=tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, before))

@@ -8,6 +8,7 @@ every junction, as published (facts.md section 1); the scheme ``aligned`` has on
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -141,24 +142,27 @@ class OTFusionWalk:
             if found is not None:
                 return found
         units = [self.features.all_units(i) for i in group]
-        coupling = self.couple(self._name(group), self.features.scaled_cost(group, units))
+        spaces = dict.fromkeys(s for i in group for s in self.pair.anchor.graph.nodes[i].written_spaces)
+        coupling = self.couple(self._name(group), self.features.scaled_cost(group, units), tuple(spaces))
         return UnitMap.of(coupling, self.options.unequal)
 
-    def couple(self, name: str, cost: torch.Tensor) -> Coupling:
-        """One transport problem, noted in the report."""
+    def couple(self, name: str, cost: torch.Tensor, spaces: tuple[str, ...] = ()) -> Coupling:
+        """One transport problem, noted in the report with the ids of the spaces that its map belongs to."""
         coupling = solve(cost, solver=self.options.solver, regulariser=self.regulariser)
         size = cost.shape[0], cost.shape[1]
         before = float(cost.diagonal().mean()) if size[0] == size[1] else float(cost.mean())
         self._solved.append(
             SpaceReport(
                 name, self.options.solver, size, before, coupling.objective, coupling.converged,
-                coupling.marginal_error, coupling.steps,
+                coupling.marginal_error, coupling.steps, spaces,
             )
         )  # fmt: skip
         return coupling
 
     def note_space(self, space_id: str, coupling: Coupling) -> None:
-        """The map of a space that is not what a node writes as a whole, such as heads."""
+        """The map of a space that is not what a node writes as a whole, such as heads: the last problem's."""
+        if any(space.id == space_id for space in self.pair.anchor.graph.spaces):
+            self._solved[-1] = replace(self._solved[-1], spaces=(space_id,))
         self._latest[space_id] = UnitMap.of(coupling, self.options.unequal)
 
     def _name(self, group: Sequence[int]) -> str:

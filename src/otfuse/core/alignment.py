@@ -34,7 +34,10 @@ class Carry:
 
 @dataclass(frozen=True, slots=True)
 class SpaceReport:
-    """What was solved for one space or node: method, objective before and after, convergence."""
+    """What was solved for one space or node: method, objective before and after, convergence.
+
+    ``spaces`` are the ids of the spaces that the map found belongs to.
+    """
 
     name: str
     method: str
@@ -44,6 +47,7 @@ class SpaceReport:
     converged: bool
     marginal_error: float
     steps: int
+    spaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -28,7 +28,10 @@ class SourceInfo:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything to say about one run. ``gate`` is None if the graph was not checked (or not needed)."""
+    """Everything to say about one run.
+
+    ``gate`` is None if the graph was not checked (or not needed); ``weights`` are those mixed with, anchor first.
+    """
 
     recipe: Recipe
     stages: tuple[Stage, ...]
@@ -36,6 +39,7 @@ class Report:
     sources: tuple[SourceInfo, ...]
     gate: dict[str, float] | None
     notes: tuple[str, ...]
+    weights: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
@@ -47,4 +51,4 @@ class Report:
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, str) else asdict(value)
+    return value if isinstance(value, (str, float)) else asdict(value)

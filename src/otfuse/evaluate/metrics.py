@@ -16,6 +16,11 @@ from otfuse.errors import DataError, UsageError
 from otfuse.evaluate.run import evaluating, find_device
 from otfuse.evaluate.task import Task, derive, perplexity
 
+_DIFFERENT = (
+    "an ensemble needs models that predict the same; these read the data as different tokens or labels: "
+    "leave out those that differ"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -28,6 +33,16 @@ class Score:
     loss: float
     accuracy: float | None
     perplexity: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """A model, the data as it reads them, and what its tokenizer says of its tokens."""
+
+    model: nn.Module
+    data: Dataset
+    mask_token_id: int | None = None
+    special_ids: Collection[int] = ()
 
 
 def evaluate(
@@ -68,20 +83,35 @@ def evaluate_ensemble(
     special_ids: Collection[int] = (),
 ) -> Score:
     """As :func:`evaluate` for the mean of the models' output distributions: loss is minus the log of that mean."""
+    asked = [Asked(model, data, mask_token_id, special_ids) for model in models]
+    return evaluate_together(asked, batch_size=batch_size, device=device, seed=seed)
+
+
+def evaluate_together(
+    asked: Sequence[Asked], *, batch_size: int = 64, device: str | torch.device = "cpu", seed: int = 0
+) -> Score:
+    """As :func:`evaluate_ensemble` for models of which each reads the same examples in its own way.
+
+    DataError if they do not predict the same.
+    """
     if batch_size < 1:
         raise UsageError(f"batch size {batch_size}: give a whole number of examples, one or more")
-    where = find_device(device)
-    with evaluating(list(models), where):
-        tasks = [derive(m, data, mask_token_id=mask_token_id, special_ids=special_ids, seed=seed) for m in models]
+    where, size = find_device(device), asked[0].data.size
+    with evaluating([a.model for a in asked], where):
+        tasks = [
+            derive(a.model, a.data, mask_token_id=a.mask_token_id, special_ids=a.special_ids, seed=seed) for a in asked
+        ]
         _check_same(tasks)
+        if any(a.data.size != size for a in asked):
+            raise DataError(_DIFFERENT)
         loss, right, count = 0.0, 0, 0
-        for start in range(0, data.size, batch_size):
-            rows = np.arange(start, min(start + batch_size, data.size))
-            log_mean, targets = _log_mean(models, tasks, data, rows, where)
+        for start in range(0, size, batch_size):
+            rows = np.arange(start, min(start + batch_size, size))
+            log_mean, targets = _log_mean(asked, tasks, rows, where)
             loss -= float(log_mean.gather(1, targets[:, None]).double().sum())
             right += int((log_mean.argmax(1) == targets).sum())
             count += len(targets)
-    return _score(tasks[0], data.size, loss, right, count)
+    return _score(tasks[0], size, loss, right, count)
 
 
 def _check_same(tasks: Sequence[Task]) -> None:
@@ -93,16 +123,20 @@ def _check_same(tasks: Sequence[Task]) -> None:
 
 
 def _log_mean(
-    models: Sequence[nn.Module], tasks: Sequence[Task], data: Dataset, rows: NDArray[np.int64], device: torch.device
+    asked: Sequence[Asked], tasks: Sequence[Task], rows: NDArray[np.int64], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """``log_mean[prediction, class]``: log of the mean of the models' probabilities, and ``targets[prediction]``."""
     total: Tensor | None = None
-    for model, task in zip(models, tasks, strict=True):
-        logits, targets = task.predict(model, model, task.batch(data, rows), device)
-        log_p = logits.log_softmax(1)
+    wanted: Tensor | None = None
+    for a, task in zip(asked, tasks, strict=True):
+        logits, targets = task.predict(a.model, a.model, task.batch(a.data, rows), device)
+        if wanted is not None and not torch.equal(wanted, targets):
+            raise DataError(_DIFFERENT)
+        log_p, wanted = logits.log_softmax(1), targets
         total = log_p if total is None else torch.logaddexp(total, log_p)
     assert total is not None
-    return total - math.log(len(models)), targets
+    assert wanted is not None
+    return total - math.log(len(asked)), wanted
 
 
 def _score(task: Task, examples: int, total: float, right: int, count: int) -> Score:

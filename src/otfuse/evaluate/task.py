@@ -167,7 +167,7 @@ def derive(
     mask: int | None = None
     special: tuple[int, ...] = ()
     if kind is Kind.MASKED_TOKEN and labels is None:
-        mask, special = _mask_token(model, mask_token_id, special_ids)
+        mask, special = _mask_token(model, mask_token_id, special_ids, labelled=data.labels is not None)
     return Task(kind, by_position, shape[-1], seed, mask, special, give)
 
 
@@ -275,11 +275,18 @@ def _next_tokens(data: Dataset) -> NDArray[np.int64]:
     return targets
 
 
-def _mask_token(model: nn.Module, given: int | None, special: Collection[int]) -> tuple[int, tuple[int, ...]]:
+def _mask_token(
+    model: nn.Module, given: int | None, special: Collection[int], *, labelled: bool
+) -> tuple[int, tuple[int, ...]]:
     config = getattr(model, "config", None)
     values = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
     named = {key: value for key, value in values.items() if key.endswith("_token_id") and isinstance(value, int)}
     mask = named.get("mask_token_id") if given is None else given
+    if mask is None and labelled:
+        raise DataError(
+            "no mask token: labels that repeat the tokens leave nothing to guess until some tokens are masked, which needs "
+            "mask_token_id; add the model's tokenizer, or mask tokens in 'input_ids' yourself"
+        )
     if mask is None:
         raise DataError(
             "no mask token: a masked language model without labels needs mask_token_id; add its tokenizer or labels"

@@ -20,7 +20,12 @@ TAGS = ("merge", "otfuse")
 
 
 def model_card(
-    *, anchor: SourceInfo, sources: Sequence[SourceInfo], recipe_yaml: str, gate: dict[str, float] | None = None
+    *,
+    anchor: SourceInfo,
+    sources: Sequence[SourceInfo],
+    recipe_yaml: str,
+    gate: dict[str, float] | None = None,
+    weights: Sequence[float] = (),
 ) -> str:
     """README.md as Hugging Face expects it: YAML front matter, what was done, recipe, parents, how it was checked."""
     parents = [anchor, *sources]
@@ -38,12 +43,13 @@ def model_card(
         f"{len(parents)} trained models were fused into one with otfuse {_version('otfuse')}, scheme `{scheme}`. The result "
         "has the anchor's architecture, names and basis. `fusion.json` tells what was solved, with which versions, in which time."
     )
+    mixed = f"\n\nMixed with the weights {', '.join(f'{w:.4g}' for w in weights)}, anchor first." if weights else ""
     blocks = [
         "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
         f"# {_shown(anchor.name)}, fused with {', '.join(_shown(p.name) for p in sources)}",
         done,
         f"## Recipe\n\n```yaml\n{recipe_yaml.rstrip()}\n```",
-        "## Parents\n\n| role | model | SHA-256 |\n|---|---|---|\n" + "\n".join(rows),
+        "## Parents\n\n| role | model | SHA-256 |\n|---|---|---|\n" + "\n".join(rows) + mixed,
         "## How it was checked\n\n" + _checked(gate),
     ]
     return "\n\n".join(blocks) + "\n"

@@ -61,12 +61,6 @@ class Checkpoint:
         named = self.config.get("architectures")
         return str(named[0]) if isinstance(named, list) and named else None
 
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """The one floating type of all stored tensors, or None if they differ."""
-        found = {info.dtype for info in self.tensors.values() if info.dtype.is_floating_point}
-        return found.pop() if len(found) == 1 else None
-
 
 def open_checkpoint(path: str | Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Checkpoint:
     """A checked checkpoint from a folder, or from ``org/model[@revision]`` in the local Hugging Face cache.
@@ -75,7 +69,7 @@ def open_checkpoint(path: str | Path, *, allow_pickle: bool = False, trust_remot
     Raises :class:`CheckpointError`.
     """
     folder = _folder(str(path))
-    if not any(folder.iterdir()):
+    if not _listed(path, folder):
         msg = f"checkpoint {path}: the folder is empty; give a folder with config.json and model.safetensors"
         raise CheckpointError(msg)
     if not (folder / "config.json").is_file():
@@ -87,6 +81,16 @@ def open_checkpoint(path: str | Path, *, allow_pickle: bool = False, trust_remot
     _check_config(path, folder, config, trust_remote_code=trust_remote_code)
     tensors, pickled = read_weights(folder, allow_pickle=allow_pickle)
     return Checkpoint(str(path), folder, config, tensors, pickled, trust_remote_code)
+
+
+def _listed(path: str | Path, folder: Path) -> list[Path]:
+    try:
+        found = list(folder.iterdir())
+        (folder / "config.json").is_file()  # a folder that may be listed may still not be entered
+    except OSError as error:
+        msg = f"checkpoint {path}: the folder cannot be read ({error.strerror}); check its permissions"
+        raise CheckpointError(msg) from None
+    return found
 
 
 def _folder(path: str) -> Path:
@@ -153,7 +157,7 @@ def load_model(
     _refuse_not_finite(checkpoint, model)
     try:
         model.to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # some devices lack float64
         msg = (
             f"device {device}: the model of {checkpoint.name} cannot go there ({_first_line(error)}); use --device cpu"
         )

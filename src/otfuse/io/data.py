@@ -13,6 +13,7 @@ import numpy as np
 
 from otfuse.core.dataset import Dataset
 from otfuse.errors import DataError
+from otfuse.io.companions import Own
 from otfuse.io.fit import check_fits, shift_right
 
 if TYPE_CHECKING:
@@ -37,21 +38,26 @@ def load_data(
     folder: Path | None = None,
     require_labels: bool = False,
     sequence_length: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Dataset:
     """The examples at ``path``, checked against the model's ``config``.
 
-    ``input_names`` are the model's inputs; ``folder`` is its checkpoint's, for the tokenizer or image processor.
+    ``input_names`` are the model's inputs; ``folder`` is its checkpoint's, for the tokenizer or image processor, whose own
+    code runs only with ``trust_remote_code``.
     ``path`` is an ``.npz`` or ``.safetensors`` file, a folder saved by ``datasets``, an image folder (with one sub-folder
     per class, or flat without labels), or a text, cut into blocks of ``sequence_length`` tokens (128, or what the model
     takes if less). Floats become float32, integers int64. Raises :class:`DataError`.
     """
     where, config = Path(path), config or {}
-    if not where.exists():
-        raise DataError(f"data {path}: no such file or folder; check the path")
     try:
-        arrays = _read(where, input_names, config, folder, sequence_length)
+        if not where.exists():
+            raise DataError(f"data {path}: no such file or folder; check the path")
+        if where.is_file():
+            where.open("rb").close()  # readers of archives say that what they may not open is damaged, or absent
+        arrays = _read(where, input_names, config, Own(folder, trust_remote_code), sequence_length)
     except OSError as error:
-        raise DataError(f"data {path}: cannot be read ({error.strerror or error}); check the file") from None
+        what = "its permissions" if isinstance(error, PermissionError) else "the file"
+        raise DataError(f"data {path}: cannot be read ({error.strerror or error}); check {what}") from None
     return from_arrays(arrays, input_names=input_names, config=config, require_labels=require_labels, where=str(path))
 
 
@@ -85,7 +91,7 @@ def from_arrays(
 
 
 def _read(
-    path: Path, names: Sequence[str], config: Mapping[str, Any], folder: Path | None, length: int | None
+    path: Path, names: Sequence[str], config: Mapping[str, Any], own: Own, length: int | None
 ) -> Mapping[str, Any]:
     if path.is_dir():
         if (path / "dataset_dict.json").is_file():
@@ -95,10 +101,10 @@ def _read(
         if (path / "dataset_info.json").is_file():
             from otfuse.io.hub_dataset import read_hub_dataset
 
-            return read_hub_dataset(path, names, config, folder, length)
+            return read_hub_dataset(path, names, config, own, length)
         from otfuse.io.images import read_image_folder
 
-        return read_image_folder(path, config, folder)
+        return read_image_folder(path, config, own)
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix == ".safetensors":
@@ -106,7 +112,7 @@ def _read(
     if path.suffix in _TEXTS:
         from otfuse.io.text import read_text
 
-        return read_text(path, names, config, folder, length)
+        return read_text(path, names, config, own, length)
     raise DataError(
         f"data {path}: unknown type {path.suffix or '(no suffix)'!r}; give .npz, .safetensors, .txt, an image folder, or a "
         "folder saved by datasets"

@@ -100,6 +100,8 @@ def _check_images(pixels: NDArray[np.generic], config: Mapping[str, Any], where:
         return
     last = len(have) == 3 and have[2] == wanted[0] != have[0]
     hint = "move the channels to axis 1" if last else "resize the images"
+    if len(have) == 2:
+        hint = "the axis of channels is missing: add it as axis 1"
     raise DataError(
         f"data {where}: 'pixel_values' has shape {_shape(pixels.shape)}, the model takes [examples, {', '.join(wanted)}]; {hint}"
     )

@@ -5,22 +5,26 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from otfuse.core.dataset import Dataset
 from otfuse.core.report import SourceInfo
-from otfuse.errors import UsageError
+from otfuse.errors import DataError, UsageError
+from otfuse.evaluate.metrics import Asked
+from otfuse.io import kinds
 from otfuse.io.checkpoint import Checkpoint, load_model, open_checkpoint
 from otfuse.io.data import from_arrays, load_data
 from otfuse.io.text import find_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     Model = nn.Module | str | Path
 
@@ -42,14 +46,14 @@ class Loaded:
 
 
 def module(model: Model) -> nn.Module:
-    """A module, loaded in float32 if a folder was given."""
+    """A module, loaded in float32 (float64 if it is stored so) if a folder was given."""
     return load([model]).modules[0]
 
 
 def load(
     models: Sequence[Model], *, device: str = "cpu", allow_pickle: bool = False, trust_remote_code: bool = False
 ) -> Loaded:
-    """All models; folders are opened and checked before the first is loaded."""
+    """All models, those from folders in one type; folders are opened and checked before the first is loaded."""
     opened: list[Checkpoint | None] = []
     for model in models:
         if isinstance(model, nn.Module):
@@ -66,21 +70,56 @@ def load(
             modules.append(model)
             names.append(f"{type(model).__name__} {i}")
         elif checkpoint is not None:
-            modules.append(load_model(checkpoint, device=device, dtype=torch.float32))
+            modules.append(load_model(checkpoint, device=device, dtype=kinds.working(opened)))
             names.append(checkpoint.name)
     return Loaded(tuple(modules), tuple(names), tuple(opened))
 
 
-def dataset(data: str | Path | Mapping[str, Any] | Dataset, loaded: Loaded, *, require_labels: bool = False) -> Dataset:
-    """The data, checked against the first model."""
+def dataset(
+    data: str | Path | Mapping[str, Any] | Dataset, loaded: Loaded, *, require_labels: bool = False, which: int = 0
+) -> Dataset:
+    """The data, read with the tokenizer or processor of one model (the first, if not told which) and checked against it."""
     if isinstance(data, Dataset):
         return data
-    model, checkpoint = loaded.modules[0], loaded.checkpoints[0]
+    model, checkpoint = loaded.modules[which], loaded.checkpoints[which]
     names, config = input_names(model), settings(model, checkpoint)
     if isinstance(data, Mapping):
         return from_arrays(data, input_names=names or list(data), config=config, require_labels=require_labels)
-    folder = checkpoint.folder if checkpoint is not None else None
-    return load_data(data, input_names=names, config=config, folder=folder, require_labels=require_labels)
+    return load_data(
+        data,
+        input_names=names,
+        config=config,
+        folder=checkpoint.folder if checkpoint is not None else None,
+        require_labels=require_labels,
+        trust_remote_code=checkpoint is not None and checkpoint.trust_remote_code,
+    )
+
+
+def asked(data: str, loaded: Loaded) -> list[Asked]:
+    """Every model with the data as it reads them, and its own special tokens; data that are the same are held once."""
+    found: list[Asked] = []
+    for which, model in enumerate(loaded.modules):
+        with told_of(loaded.names[which], data):
+            own = dataset(data, loaded, which=which)
+        same = next((a.data for a in found if _equal(a.data, own)), own)
+        found.append(Asked(model, same, **special_tokens(loaded, which)))
+    return found
+
+
+@contextmanager
+def told_of(model: str, data: str) -> Iterator[None]:
+    """What is wrong with the data for a model is told with the names of both."""
+    try:
+        yield
+    except DataError as error:
+        said = str(error)
+        between = ": " if said.startswith(f"data {data}") else f", data {data}: "
+        raise DataError(f"model {model}{between}{said}") from error
+
+
+def _equal(one: Dataset, other: Dataset) -> bool:
+    arrays = [{**d.inputs, **({} if d.labels is None else {"labels": d.labels})} for d in (one, other)]
+    return arrays[0].keys() == arrays[1].keys() and all(np.array_equal(a, arrays[1][n]) for n, a in arrays[0].items())
 
 
 def input_names(model: nn.Module) -> list[str]:
@@ -110,9 +149,9 @@ def tensors_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def special_tokens(loaded: Loaded) -> dict[str, Any]:
-    """``mask_token_id`` and ``special_ids`` of the first checkpoint's tokenizer, nothing without one."""
-    checkpoint = loaded.checkpoints[0]
+def special_tokens(loaded: Loaded, which: int = 0) -> dict[str, Any]:
+    """``mask_token_id`` and ``special_ids`` of one checkpoint's tokenizer, nothing without one."""
+    checkpoint = loaded.checkpoints[which]
     if checkpoint is None:
         return {}
     tokenizer = find_tokenizer(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)

@@ -158,6 +158,9 @@ def unpickle(path: Path, *, device: str = "cpu") -> dict[str, torch.Tensor]:
     """The tensors of a pickled state dict, loaded with ``weights_only=True``: no code of the file runs."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        msg = f"checkpoint {path.parent}: {path.name} cannot be read ({error.strerror}); check its permissions"
+        raise CheckpointError(msg) from None
     except Exception as error:  # noqa: BLE001 - a hostile pickle may raise anything
         reason = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".") or type(error).__name__
         msg = f"checkpoint {path.parent}: {path.name} cannot be read as weights only ({reason}); convert it to safetensors"

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from otfuse.io.companions import Own
+
 
 def read_hub_dataset(
-    path: Path, names: Sequence[str], config: Mapping[str, Any], folder: Path | None, length: int | None
+    path: Path, names: Sequence[str], config: Mapping[str, Any], own: Own, length: int | None
 ) -> dict[str, Any]:
     """Columns named as inputs (token lists are padded), else an image column as ``pixel_values`` or a text as tokens.
 
@@ -42,11 +44,11 @@ def read_hub_dataset(
     elif image := _column_of(data, datasets.Image):
         from otfuse.io.images import pixels
 
-        arrays = {"pixel_values": pixels((row[image] for row in data), config, folder)}
+        arrays = {"pixel_values": pixels((row[image] for row in data), config, own)}
     elif text := _text_column(data):
         from otfuse.io.text import read_strings
 
-        arrays = read_strings(list(data[text]), names, config, folder, length, path)
+        arrays = read_strings(list(data[text]), names, config, own, length, path)
     else:
         return dict.fromkeys(data.column_names)  # none is an input: the caller says so
     labels = next((name for name in ("labels", "label") if name in data.column_names), None)

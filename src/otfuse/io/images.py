@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otfuse.errors import DataError
+from otfuse.io.companions import NOT_TRUSTED, names_code
 from otfuse.io.fit import image_size, setting
 from otfuse.io.quiet import quiet
 
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from otfuse.io.companions import Own
+
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BATCH = 32
 
 
-def read_image_folder(path: Path, config: Mapping[str, Any], folder: Path | None) -> dict[str, NDArray[np.generic]]:
+def read_image_folder(path: Path, config: Mapping[str, Any], own: Own) -> dict[str, NDArray[np.generic]]:
     """``pixel_values``, and ``labels`` if the images lie in one sub-folder per class.
 
     A class has the number that the config gives its name, if it names all of them, else its place in alphabetical order.
@@ -37,13 +40,13 @@ def read_image_folder(path: Path, config: Mapping[str, Any], folder: Path | None
     if not flat and not groups:
         raise DataError(f"data {path}: no images in the folder or its sub-folders; give images, or a file of arrays")
     if flat:
-        return {"pixel_values": pixels(map(_open(config), flat), config, folder)}
+        return {"pixel_values": pixels(map(_open(config), flat), config, own)}
     known = config.get("label2id")
     known = known if isinstance(known, dict) and set(groups) <= set(known) else {n: i for i, n in enumerate(groups)}
     labels = [int(known[name]) for name, files in groups.items() for _ in files]
     files = [file for group in groups.values() for file in group]
     return {
-        "pixel_values": pixels(map(_open(config), files), config, folder),
+        "pixel_values": pixels(map(_open(config), files), config, own),
         "labels": np.array(labels, dtype=np.int64),
     }
 
@@ -78,9 +81,9 @@ def _mode(config: Mapping[str, Any]) -> str:
     return _MODES[channels]
 
 
-def pixels(images: Iterable[Image], config: Mapping[str, Any], folder: Path | None) -> NDArray[np.float32]:
+def pixels(images: Iterable[Image], config: Mapping[str, Any], own: Own) -> NDArray[np.float32]:
     """``[image, channels, height, width]``, prepared as the model was trained, as far as the checkpoint tells."""
-    prepare = _processor(folder) or _plain(config)
+    prepare = _processor(own) or _plain(config)
     parts = [prepare([image.convert(_mode(config)) for image in batch]) for batch in _batches(images)]
     return np.concatenate(parts).astype(np.float32, copy=False)
 
@@ -96,15 +99,18 @@ def _batches(images: Iterable[Image]) -> Iterator[list[Image]]:
         yield batch
 
 
-def _processor(folder: Path | None) -> Any:
+def _processor(own: Own) -> Any:
+    folder = own.folder
     if folder is None or not any((folder / f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor")):
         return None
     try:
         with quiet():
             from transformers import AutoImageProcessor
 
-            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=own.trusted)
     except Exception as error:  # noqa: BLE001 - whatever a processor's settings make transformers raise
+        if not own.trusted and any(names_code(path) for path in folder.glob("*processor_config.json")):
+            raise DataError(f"data: the image processor in {folder} {NOT_TRUSTED}") from None
         reason = (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".;")
         raise DataError(
             f"data: the image processor in {folder} cannot be used ({reason}); give a file of arrays instead"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from otfuse.errors import DataError
+from otfuse.io.companions import NOT_TRUSTED, names_code
 from otfuse.io.fit import classes, positions, shift_right
 from otfuse.io.quiet import quiet
 
@@ -16,15 +18,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from otfuse.io.companions import Own
+
     Arrays = dict[str, NDArray[np.generic]]
 
 _TOKENIZER = ("tokenizer*", "vocab*", "merges*", "spiece*", "*.model", "*.spm", "*.tiktoken", "*.bpe")
 _BLOCK = 128  # tokens, unless the model takes fewer or the caller says otherwise
 
 
-def read_text(
-    path: Path, names: Sequence[str], config: Mapping[str, Any], folder: Path | None, length: int | None
-) -> Arrays:
+def read_text(path: Path, names: Sequence[str], config: Mapping[str, Any], own: Own, length: int | None) -> Arrays:
     """The text in blocks of equal length, each between the tokenizer's own special tokens; a last short block is dropped.
 
     ``labels`` are the tokens themselves, unless the model is a classifier; a decoder reads them shifted right by one.
@@ -33,7 +35,7 @@ def read_text(
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise DataError(f"data {path}: not text in UTF-8; convert the file") from None
-    tokenizer = _tokenizer(folder, path)
+    tokenizer = _tokenizer(own, path)
     length = _length(tokenizer, config, length, path)
     with quiet():
         before, after = _special(tokenizer)
@@ -41,7 +43,9 @@ def read_text(
     if not text.strip() or not body.size:
         raise DataError(f"data {path}: the text is empty; give some text")
     if tokenizer.unk_token_id is not None and (body == tokenizer.unk_token_id).all():
-        raise DataError(f"data {path}: the tokenizer in {folder} knows no word of the text; check its vocabulary files")
+        raise DataError(
+            f"data {path}: the tokenizer in {own.folder} knows no word of the text; check its vocabulary files"
+        )
     size = min(length - len(before) - len(after), body.size)
     if size < 1:
         raise DataError(
@@ -58,12 +62,12 @@ def read_strings(
     texts: list[str],
     names: Sequence[str],
     config: Mapping[str, Any],
-    folder: Path | None,
+    own: Own,
     length: int | None,
     path: Path,
 ) -> Arrays:
     """One example per string, cut to the length that the model takes and padded to the longest."""
-    tokenizer = _tokenizer(folder, path)
+    tokenizer = _tokenizer(own, path)
     length = _length(tokenizer, config, length, path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked out, so any token serves
@@ -84,12 +88,19 @@ def _named(ids: NDArray[Any], mask: NDArray[Any], names: Sequence[str], config: 
     return arrays
 
 
-def _tokenizer(folder: Path | None, path: Path) -> Any:
-    if folder is None:
+def _tokenizer(own: Own, path: Path) -> Any:
+    if (folder := own.folder) is None:
         raise DataError(
             f"data {path}: text needs a tokenizer, and this model has no folder; give arrays of 'input_ids'"
         )
-    tokenizer = find_tokenizer(folder)
+    tokenizer = find_tokenizer(folder, trust_remote_code=own.trusted)
+    if tokenizer is None and not own.trusted and names_code(folder / "tokenizer_config.json"):
+        raise DataError(f"data {path}: text needs a tokenizer, and that in {folder} {NOT_TRUSTED}")
+    if tokenizer is None and (barred := [p.name for p in folder.iterdir() if not os.access(p, os.R_OK)]):
+        raise DataError(
+            f"data {path}: text needs a tokenizer, and {barred[0]} in {folder} cannot be read (Permission denied); "
+            "check its permissions"
+        )
     if tokenizer is None:
         raise DataError(
             f"data {path}: text needs a tokenizer, and {folder} has none that can be read; add its files or give arrays of 'input_ids'"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import json
 import math
 import os
 import re
@@ -16,21 +17,17 @@ import torch
 from torch import nn
 
 from otfuse.errors import OutputError, UsageError
+from otfuse.io import kinds
 from otfuse.io.checkpoint import finite, load_model, open_checkpoint
+from otfuse.io.companions import copy_companions
 from otfuse.io.quiet import quiet
 from otfuse.io.staging import nearest, staged, sweep, try_writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from otfuse.io.checkpoint import Checkpoint
 
-# What belongs to a model beside its weights: tokenizer, processor, generation settings, chat templates, licence.
-_COPIED = (".json", ".txt", ".model", ".spm", ".tiktoken", ".vocab", ".bpe", ".jinja")
-_LICENCE = re.compile(r"(?:LICEN[CS]E|NOTICE|USE_POLICY)", re.IGNORECASE)
-_NOT_COPIED = re.compile(
-    r"config\.json|.*\.index\.json|fusion\.json|adapter_.*|trainer_state\.json|training_args.*|.*_results\.json"
-)
 _SHARD_SIZE = re.compile(r"([1-9][0-9]{0,8})\s*([KMGT])(I?)B", re.IGNORECASE)
 
 
@@ -90,33 +87,39 @@ def write_checkpoint(
     *,
     dtype: torch.dtype | None = None,
     shard_size: str | None = None,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str | Callable[[], str]] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write ``model`` as a plain checkpoint at ``out``: a kill at any moment leaves either nothing or the whole.
 
-    Keys, ties and sharding are those of the model's own ``save_pretrained``; floating tensors have ``dtype``, else the one
-    type of the anchor's file, else their own. Tokenizer, processor and generation files come from the anchor's folder;
-    ``files`` are further texts by name. A module without ``save_pretrained`` gives one model.safetensors in which tied
+    Keys, ties and sharding are those of the model's own ``save_pretrained``; floating tensors have ``dtype``, else the
+    types of the anchor's tensors, one by one, else their own. Tokenizer, processor and generation files come from the anchor's folder;
+    ``files`` are further texts by name, or what gives them once all before them is written. A module without ``save_pretrained`` gives one model.safetensors in which tied
     tensors are stored once. ``model`` is not changed. Raises :class:`OutputError`, :class:`UsageError`.
     """
     target = Path(out)
     check_shard_size(shard_size)
-    dtype = dtype or (anchor.dtype if anchor else None)
-    check_target(target, overwrite=overwrite, need=_bytes(model, dtype))
-    cast = _cast(model, dtype, target)
+    types = kinds.of_model(model, anchor, dtype)
+    check_target(target, overwrite=overwrite, need=_bytes(model, types))
+    cast = _cast(model, types, target)
     with _one_sentence(target), staged(target, replace=overwrite) as folder:
         _save(cast, folder, shard_size)
         if anchor is not None:
-            _copy_companions(anchor.folder, folder)
+            _settle_config(folder, anchor, dtype)
+            copy_companions(anchor.folder, folder)
         for name, text in (files or {}).items():
-            (folder / name).write_text(text, encoding="utf-8")
+            (folder / name).write_text(text if isinstance(text, str) else text(), encoding="utf-8")
 
 
 def holds(out: Path, model: nn.Module) -> bool:
-    """Whether the checkpoint at ``out`` is ``model``, in the type in which it was stored; CheckpointError if it is none."""
-    stored, own = load_model(open_checkpoint(out)).state_dict(), model.state_dict()
-    return stored.keys() == own.keys() and all(torch.equal(t, own[name].to(t.dtype)) for name, t in stored.items())
+    """Whether the checkpoint at ``out`` is ``model``, in the types in which it was stored; CheckpointError if it is none."""
+    there = open_checkpoint(out)
+    types, own = kinds.of_model(model, there), model.state_dict(keep_vars=True)
+    stored = load_model(there, dtype=kinds.working([there])).state_dict()
+    return stored.keys() == own.keys() and all(
+        torch.equal(t, own[name].detach().to(types.get(id(own[name]), t.dtype)).to(t.dtype))
+        for name, t in stored.items()
+    )
 
 
 def _save(model: nn.Module, folder: Path, shard_size: str | None) -> None:
@@ -130,16 +133,23 @@ def _save(model: nn.Module, folder: Path, shard_size: str | None) -> None:
         save(folder, **({} if shard_size is None else {"max_shard_size": _shard_bytes(shard_size)}))
 
 
-def _bytes(model: nn.Module, dtype: torch.dtype | None) -> int:
-    sizes = (
-        p.numel() * (dtype.itemsize if dtype and p.is_floating_point() else p.element_size())
-        for p in model.parameters()
-    )
-    return sum(sizes)
+def _settle_config(folder: Path, anchor: Checkpoint, dtype: torch.dtype | None) -> None:
+    """The library writes the type of the model's first tensor; of several types, the anchor's config knows the one meant."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    wanted = kinds.settled(config, anchor.config if dtype is None else str(dtype).removeprefix("torch."))
+    if wanted != config:
+        path.write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _cast(model: nn.Module, dtype: torch.dtype | None, out: Path) -> nn.Module:
-    """A copy of ``model`` whose floating parameters and stored buffers have ``dtype``; those that have it are shared.
+def _bytes(model: nn.Module, types: Mapping[int, torch.dtype]) -> int:
+    return sum(p.numel() * types.get(id(p), p.dtype).itemsize for p in model.parameters())
+
+
+def _cast(model: nn.Module, types: Mapping[int, torch.dtype], out: Path) -> nn.Module:
+    """A copy of ``model`` whose floating parameters and stored buffers have these types; those that have them are shared.
 
     The memo of ``deepcopy`` holds the cast tensors beforehand, so no tensor is copied in its old type and ties stay ties.
     """
@@ -147,7 +157,7 @@ def _cast(model: nn.Module, dtype: torch.dtype | None, out: Path) -> nn.Module:
     stored = model.state_dict(keep_vars=True)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         new: torch.Tensor = tensor
-        if dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype and name in stored:
+        if (dtype := types.get(id(tensor), tensor.dtype)) != tensor.dtype:
             new = tensor.detach().to(dtype)
             new = nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         if name in stored and not finite(new):
@@ -159,16 +169,6 @@ def _cast(model: nn.Module, dtype: torch.dtype | None, out: Path) -> nn.Module:
             raise OutputError(f"output {out}: tensor {name!r} {why}")
         memo[id(tensor)] = new
     return copy.deepcopy(model, memo)
-
-
-def _copy_companions(source: Path, folder: Path) -> None:
-    """Copy what is neither weights, config nor a record of how the anchor was made; code only comes with its model."""
-    for path in sorted(source.iterdir()):
-        kept = path.suffix in _COPIED or _LICENCE.match(path.name)
-        if path.is_dir() and path.name == "additional_chat_templates":
-            shutil.copytree(path, folder / path.name)
-        elif path.is_file() and kept and not _NOT_COPIED.fullmatch(path.name):
-            shutil.copyfile(path, folder / path.name)
 
 
 @contextmanager

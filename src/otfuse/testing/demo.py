@@ -19,8 +19,10 @@ from otfuse.core.dataset import Dataset
 from otfuse.errors import OtfuseError, OutputError
 from otfuse.evaluate.metrics import evaluate, evaluate_ensemble
 from otfuse.io.checkpoint import load_model, open_checkpoint
+from otfuse.io.given import tensors_hash
 from otfuse.io.writer import write_checkpoint
 from otfuse.report.figure import figure
+from otfuse.testing import kept
 from otfuse.testing.small import image_classifier
 from otfuse.train.finetune import finetune
 from otfuse.train.options import FinetuneOptions
@@ -94,13 +96,26 @@ def _one_thread() -> Iterator[None]:
 def run(folder: Path, progress: Progress, settings: Settings | None = None) -> dict[str, Any]:
     """Trains what is missing in ``folder``, fuses, compares; the results, as written to ``folder/results.json``.
 
+    What an earlier run left there is used: its parents, and all its results if code, settings, machine and parents are
+    the same. What the demo did not make is never replaced.
+
     ``rows``: per method the shares of held-out images that it gets right (``one_shot``, ``finetuned``) and its losses in
     nats (``one_shot_loss``, ``finetuned_loss``); ``remarks``: sentences about them; ``table``: both, in markdown.
-    Also writes results.md and figure.png. Raises :class:`OutputError` if the folder cannot be written.
+    Also writes results.md and figure.png. Raises :class:`OutputError` if the folder cannot be written, or holds
+    what is not the demo's.
     """
     began, chosen = time.perf_counter(), settings or Settings()
+    kept.require_own(folder, PARENTS)
     data = digits(chosen.probe)
     parents = {name: parent(folder / name, seed, data, chosen, progress) for name, seed in PARENTS.items()}
+    seeds = PARENTS | {"fuse": SEED, "finetune": chosen.finetune.seed}
+    made_of = [tensors_hash(model) for model in parents.values()]
+    key = kept.fingerprint(made_of, _plain(chosen), seeds, machine(), folder.name)
+    if (found := kept.read_results(folder)) is not None and found.get("fingerprint") == key:
+        for stage in ("fuse", "compare"):
+            progress(stage, 1, 1)
+        _write(folder, found)
+        return found
     candidates = [Candidate(name, (model,), {}) for name, model in parents.items()]
     candidates.append(Candidate("ensemble", tuple(parents.values()), {"models": len(parents)}))
     for done, (recipe, options) in enumerate(RECIPES.items()):
@@ -109,7 +124,7 @@ def run(folder: Path, progress: Progress, settings: Settings | None = None) -> d
     progress("fuse", len(RECIPES), len(RECIPES))
     rows = compare(candidates, data, chosen, progress)
     results: dict[str, Any] = {"rows": rows, "remarks": remarks(rows, chosen), "settings": _plain(chosen)}
-    results["seeds"] = PARENTS | {"fuse": SEED, "finetune": chosen.finetune.seed}
+    results["seeds"], results["fingerprint"] = seeds, key
     results["machine"], results["command"] = machine(), f"otfuse demo {folder.name}"
     results["table"] = table(rows, [*results["remarks"], "", _source(results)])
     results["seconds"] = round(time.perf_counter() - began, 1)
@@ -147,7 +162,7 @@ def parent(folder: Path, seed: int, data: Digits, settings: Settings, progress: 
         return found
     told: Callable[[int, int, float], None] = lambda step, steps, _: progress(f"train {folder.name}", step, steps)  # noqa: E731
     trained = finetune(image_classifier(seed=seed), data.shifted, options=options, out=folder, on_step=told)
-    write_checkpoint(folder, trained.model.eval(), None, files={"demo.json": made_by}, overwrite=True)
+    write_checkpoint(folder, trained.model.eval(), None, files={kept.MARK: made_by}, overwrite=True)
     trained.finish()
     return trained.model
 
@@ -232,7 +247,7 @@ def _score(models: tuple[nn.Module, ...], data: Dataset) -> Score:
 
 def _whole(folder: Path, made_by: str) -> nn.Module | None:
     try:
-        if (folder / "demo.json").read_text(encoding="utf-8") != made_by:
+        if (folder / kept.MARK).read_text(encoding="utf-8") != made_by:
             return None
         return load_model(open_checkpoint(folder)).eval()
     except (OSError, UnicodeDecodeError, OtfuseError):
@@ -265,7 +280,11 @@ def _source(results: dict[str, Any]) -> str:
 def _write(folder: Path, results: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        part = (
+            folder / f".{kept.RESULTS}.part"
+        )  # the file tells whose the others are, so it is there whole or not at all
+        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        part.replace(folder / kept.RESULTS)
         (folder / "results.md").write_text(results["table"], encoding="utf-8")
         figure(results["rows"], folder / "figure.png")
     except OSError as error:

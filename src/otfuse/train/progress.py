@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,6 +21,23 @@ from otfuse.errors import OutputError, TrainError
 from otfuse.train.options import FinetuneOptions
 
 FREE = {"save_every", "device"}  # options that may change between a run and its continuation
+
+
+class _Noting:
+    """A file for torch to write to; the system's errors are noted on their way."""
+
+    def __init__(self, file: BinaryIO, failed: list[OSError]) -> None:
+        self._file, self._failed = file, failed
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._failed.append(error)
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +74,26 @@ class Progress:
 
     def save(self, run: dict[str, Any], state: dict[str, Any]) -> None:
         """Writes ``state`` of that ``run`` so that a kill leaves the old file or the new one; OutputError if it cannot."""
+        failed: list[OSError] = []
         try:
             with self._part.open("wb") as file:
-                torch.save({"run": json.dumps(run, sort_keys=True), **state}, file)
+                noting: Any = _Noting(file, failed)  # all of a file that torch asks for
+                torch.save({"run": json.dumps(run, sort_keys=True), **state}, noting)
                 file.flush()
                 os.fsync(file.fileno())
             self._part.replace(self._file)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            raise self._refusal(error) from None
+        except (OSError, RuntimeError) as error:  # torch hides the system's error behind one of its own
+            raise self._refusal(failed[0] if failed else error) from None
 
     def _refusal(self, error: Exception) -> OutputError:
         with suppress(OSError):
             self._part.unlink()  # half a file, on a disk that may be full
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return OutputError(
+                f"progress cannot be written to {self.folder}: the disk is full ({reason}); free space there and give "
+                "the same command again, or choose another --out"
+            )
         return OutputError(
             f"progress cannot be written to {self.folder}: {reason}; free space there or choose another place"
         )
