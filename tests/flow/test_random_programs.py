@@ -81,7 +81,7 @@ def test_no_random_program_has_a_wrong_map(names, seed):
     try:
         graph = otfuse.trace(model, inputs)
     except RuleError as error:
-        if "no flow rule" in str(error):
+        if "no flow rule" in str(error) or "does not follow it" in str(error):
             return  # refusing is no wrong map
         raise
     bench = Bench(model, inputs, seed)

@@ -24,6 +24,7 @@ HARMLESS = {  # a rule tells the algebra something that this program or another 
     ("extreme", "uncontracted"): "the result is recorded without the axis, which says the same",
     ("weight_norm", "uncontracted"): "the gain is recorded without the axis that is summed, which says the same",
     ("native_batch_norm", "unpinned"): "the saved statistics of inference are empty",
+    ("grouped_mm", "unpinned"): "the rows that are sorted by group come from a batch, which is pinned",
     ("copy", "unwild"): "what is overwritten is a new axis either way, and takes the name of what is written",
 }
 

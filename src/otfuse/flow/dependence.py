@@ -34,9 +34,10 @@ def dependencies(facts: Facts) -> dict[Atom, list[Atom]]:
         allowed = leaves | beside | carried
         for leaf in leaves:
             known[leaf] = known.get(leaf, allowed) & allowed
+        told = leaves | {algebra.find(c) for leaf in leaves for c in algebra.cell(leaf).carries}
         for leaf in {leaf for axis in kept for leaf in algebra.leaves(axis)} - leaves:
             if leaf in known:  # what is mixed beside a unit cannot tell how the unit moved
-                known[leaf] = known[leaf] - leaves
+                known[leaf] = known[leaf] - told
     order = _order(facts)
     return {leaf: _outer(leaf, known, order) for leaf in order}
 

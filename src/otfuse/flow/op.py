@@ -105,6 +105,12 @@ class Op:
         """
         self.facts.contractions.append((inner, tuple(aligned), tuple(kept)))
 
+    def mix(self, value: Value, dims: Sequence[int]) -> None:
+        """Values at different places along these dimensions meet: what stands beside cannot have moved by the place."""
+        for d in dims:
+            rest = [axis for i, axis in enumerate(value.axes) if i != d % len(value.axes)]
+            self.contract(value.axes[d], rest, rest)
+
     def role(self, value: Value, dim: int, role: Role) -> None:
         """If the value is a stored tensor (up to layout): what it does with the units along that dimension."""
         if value.tensor is not None:

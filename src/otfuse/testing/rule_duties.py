@@ -85,6 +85,25 @@ def mixed() -> Iterator[RuleCase]:
     )
 
 
+def beside_heads() -> Iterator[RuleCase]:
+    """Heads exchanged, chosen or averaged, and added to what they were: their two units need one map for all heads."""
+    turned = torch.tensor([1, 0, 2])
+
+    def kept(operator: str, step: Callable[[Tensor], Tensor]) -> RuleCase:
+        return through(operator, lambda _, h: torch.tanh(_heads(h) + step(_heads(h))).flatten(1), "1x2")
+
+    yield kept("topk", lambda v: v.topk(3, 1).values)
+    yield kept("sort", lambda v: v.sort(1).values)
+    yield kept("gather", lambda v: v.gather(1, turned[None, :, None].expand(3, 3, 2)))
+    yield kept("index", lambda v: v[:, turned])
+    yield kept("index_put", lambda v: A.index_put(torch.zeros_like(v), [None, turned], torch.tanh(v)))
+    yield kept("avg_pool1d", lambda v: A.avg_pool1d(v.transpose(1, 2), [3], [1], [1]).transpose(1, 2))
+
+
+def _heads(h: Tensor) -> Tensor:
+    return h.view(3, 3, 2)
+
+
 def _gram(operator: str, product: Callable[[Tensor, Tensor], Tensor]) -> RuleCase:
     """Every head times every head; the heads are an output, their three units are common."""
 

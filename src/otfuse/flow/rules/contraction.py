@@ -105,6 +105,7 @@ def grouped_mm(op: Op) -> Any:
     op.role(weight, 1, Role.CONSUMES)
     op.algebra.unify(x.axes[-1], weight.axes[1])
     op.contract(weight.axes[1], [groups], [weight.axes[2]])
+    op.algebra.pin(x.axes[0], "rows of groups", soft=True)
     op.algebra.carry(x.axes[0], op.algebra.flat(groups))
     op.algebra.tag(groups, "experts")
     return Value((x.axes[0], weight.axes[2]), derived=True)
@@ -129,7 +130,9 @@ def convolution(op: Op) -> Any:
         outer, _ = op.algebra.split_axis(out, groups)
         op.algebra.unify(group, outer)
         aligned = [group]
-    op.contract(op.algebra.unify(channels, weight.axes[1]), aligned, [out])
+    op.contract(op.algebra.unify(channels, weight.axes[1]), aligned, [*x.axes[:batch], out])
+    for axis in x.axes[batch + 1 :]:
+        op.contract(axis, x.axes[:batch], [*x.axes[:batch], out])
     op.algebra.tag(out, "channels")
     places = tuple(op.algebra.axis(n, pin="spatial") for n in op.shape[batch + 1 :])
     return Value((*x.axes[:batch], out, *places), derived=True)
@@ -150,9 +153,13 @@ def attention(op: Op) -> Any:
         aligned = lead
     inner = algebra.unify(query.axes[-1], key.axes[-1])
     algebra.tag(inner, "query-key")
-    op.contract(inner, aligned, lead)
+    asking = query.axes[-2]
+    op.contract(inner, aligned, [*lead, asking, key.axes[-2]])
     places = algebra.unify(key.axes[-2], value.axes[-2])
-    op.contract(places, aligned, [*lead, value.axes[-1]])
+    op.contract(places, aligned, [*lead, asking, value.axes[-1]])
+    if op.arg(4, "dropout_p", 0.0):
+        for axis in (*lead, asking, places, value.axes[-1]):
+            algebra.pin(axis, "random")
     algebra.tag(lead[-1], "heads")
     algebra.tag(value.axes[-1], "value-output")
     if op.arg(5, "is_causal", default=False):

@@ -42,6 +42,7 @@ def index(op: Op) -> Any:
         for own in given[places[0]].axes:
             _carry_opaque(op, own, axis)
     else:
+        op.mix(x, places)
         for i in places:
             op.algebra.pin(x.axes[i], "indexed")
     rows = op.broadcast([given[i] for i in places]).axes
@@ -62,6 +63,7 @@ def gather(op: Op) -> Any:
     if op.name == "take_along_dim":  # the one that takes the numbers first, and spreads them
         dim, places, spread = places, dim, 1
     dim %= len(x.axes)
+    op.mix(x, [dim])
     op.algebra.pin(x.axes[dim], "indexed")
     if op.name == "index_select":
         axis = places.axes[0] if places.axes else ()
@@ -84,6 +86,8 @@ def index_put(op: Op) -> Any:
     if not all(isinstance(given[i], Value) for i in places) or _masks(op, 1):
         return UNKNOWN
     rows = op.broadcast([given[i] for i in places]).axes
+    op.mix(x, places)
+    op.mix(written, range(len(written.axes)))
     for axis in (*(x.axes[i] for i in places), *rows):
         op.algebra.pin(axis, "indexed", soft=True)
     for own, axis in zip(reversed(_indexed(x, places, rows)), reversed(written.axes), strict=False):

@@ -17,6 +17,7 @@ def topk(op: Op) -> Any:
     x = op.value(0)
     dim = op.arg(2, "dim", -1) % len(x.axes)
     source = x.axes[dim]
+    op.mix(x, [dim])
     op.algebra.pin(source, "topk", soft=True)
     op.algebra.tag(source, "experts")
     axes = (*x.axes[:dim], op.algebra.axis(op.shape[dim], pin="opaque"), *x.axes[dim + 1 :])
@@ -28,6 +29,7 @@ def sort(op: Op) -> Any:
     """A sorted axis is a new axis; sorted numbers keep what they point into."""
     x, given = op.value(0), op.arg(1, "dim", -1)
     dim = (-1 if isinstance(given, bool) else given) % len(x.axes)
+    op.mix(x, [dim])
     op.algebra.pin(x.axes[dim], "sorted", soft=True)
     axes = (*x.axes[:dim], op.algebra.axis(op.shape[dim], pin="opaque"), *x.axes[dim + 1 :])
     points = x.points if x.points is not None else None
@@ -66,13 +68,14 @@ def histogram(op: Op) -> Any:
 def ordered(op: Op) -> Any:
     """The named dimensions are pinned; what stands beside them passes, but is mixed along them."""
     x = op.value(0)
+    if op.name == "diff" and any(op.arg(i, name) is not None for i, name in ((3, "prepend"), (4, "append"))):
+        return UNKNOWN
     position = 2 if op.name in ("roll", "diff") else 1
     given = op.arg(position, "dims" if op.name in ("roll", "flip") else "dim", -1 if op.name == "diff" else None)
     given = [given] if isinstance(given, int) else given
     dims = [d % len(x.axes) for d in given] if given else list(range(len(x.axes)))
+    op.mix(x, dims)
     for d in dims:
-        rest = [a for i, a in enumerate(x.axes) if i != d]
-        op.contract(x.axes[d], rest, rest)
         op.algebra.pin(x.axes[d], op.name, soft=True)
     axes = [
         op.algebra.axis(op.shape[d], pin="opaque") if d in dims and op.name == "diff" else a
@@ -108,6 +111,7 @@ def pool(op: Op) -> Any:
     """Channels pass, places are pinned."""
     x = op.value(0)
     count = 1 if op.name.endswith("1d") else 3 if op.name.endswith("3d") else 2
+    op.mix(x, range(len(x.axes) - count, len(x.axes)))
     for axis in x.axes[-count:]:
         op.algebra.pin(axis, "spatial")
     places = [op.algebra.axis(n, pin="spatial") for n in op.shape[-count:]]
