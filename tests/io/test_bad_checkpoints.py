@@ -356,3 +356,9 @@ def test_bad_device(bert_folder):
         DeviceError, match=r"^device nonsense: the model of .* cannot go there \(.*\); use --device cpu$"
     ):
         load_model(open_checkpoint(bert_folder), device="nonsense")
+
+
+def test_settings_beside_the_weights_that_are_cut_short(bert_folder):
+    (bert_folder / "generation_config.json").write_text('{"_fro')
+    with pytest.raises(CheckpointError, match=r"generation_config.json is not valid JSON .line 1: .*; mend that line"):
+        open_checkpoint(bert_folder)

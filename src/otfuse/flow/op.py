@@ -109,7 +109,7 @@ class Op:
         """Values at different places along these dimensions meet: what stands beside cannot have moved by the place."""
         for d in dims:
             rest = [axis for i, axis in enumerate(value.axes) if i != d % len(value.axes)]
-            self.contract(value.axes[d], rest, rest)
+            self.contract(value.axes[d], aligned=rest, kept=rest)
 
     def role(self, value: Value, dim: int, role: Role) -> None:
         """If the value is a stored tensor (up to layout): what it does with the units along that dimension."""

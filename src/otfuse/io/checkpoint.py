@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from otfuse.errors import CheckpointError, DeviceError
+from otfuse.io.companions import require_whole
 from otfuse.io.headers import TensorInfo, read_json, read_weights, unpickle
 from otfuse.io.quiet import quiet
 
@@ -79,6 +80,7 @@ def open_checkpoint(path: str | Path, *, allow_pickle: bool = False, trust_remot
         raise CheckpointError(msg)
     config = read_json(folder / "config.json")
     _check_config(path, folder, config, trust_remote_code=trust_remote_code)
+    require_whole(folder)
     tensors, pickled = read_weights(folder, allow_pickle=allow_pickle)
     return Checkpoint(str(path), folder, config, tensors, pickled, trust_remote_code)
 

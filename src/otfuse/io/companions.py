@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from otfuse.io.headers import read_json
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -38,14 +40,24 @@ def copy_companions(source: Path, folder: Path) -> None:
     Of code, only the files that a copied one names (``auto_map``) and what those import from beside them; none is run.
     The code of the model itself is written with the model.
     """
-    for path in sorted(source.iterdir()):
-        kept = path.suffix in _COPIED or _LICENCE.match(path.name)
-        if path.is_dir() and path.name == "additional_chat_templates":
-            shutil.copytree(path, folder / path.name)
-        elif path.is_file() and kept and not _NOT_COPIED.fullmatch(path.name):
-            shutil.copyfile(path, folder / path.name)
-            for code in _code(source, path):
-                shutil.copyfile(source / code, folder / code)
+    if (templates := source / "additional_chat_templates").is_dir():
+        shutil.copytree(templates, folder / templates.name)
+    for path in _companions(source):
+        shutil.copyfile(path, folder / path.name)
+        for code in _code(source, path):
+            shutil.copyfile(source / code, folder / code)
+
+
+def require_whole(folder: Path) -> None:
+    """CheckpointError if settings beside the weights are damaged: they would be copied as they are."""
+    for path in _companions(folder):
+        if path.suffix == ".json":
+            read_json(path)
+
+
+def _companions(folder: Path) -> list[Path]:
+    found = [p for p in sorted(folder.iterdir()) if p.suffix in _COPIED or _LICENCE.match(p.name)]
+    return [p for p in found if p.is_file() and not _NOT_COPIED.fullmatch(p.name)]
 
 
 def names_code(path: Path) -> bool:

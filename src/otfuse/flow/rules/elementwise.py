@@ -31,10 +31,8 @@ def keep(op: Op) -> Any:
 def softmax(op: Op) -> Any:
     """Equivariant under permutations along its own dimension, which it mixes; elementwise along the others."""
     x = op.value(0)
-    dim = op.arg(1, "dim", -1) % max(len(x.axes), 1)
-    rest = [a for d, a in enumerate(x.axes) if d != dim]
     if x.axes:
-        op.contract(x.axes[dim], rest, rest)
+        op.mix(x, [op.arg(1, "dim", -1)])
     return x.with_axes(x.axes)
 
 

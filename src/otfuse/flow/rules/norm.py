@@ -37,9 +37,7 @@ def batch_norm(op: Op) -> Any:
     for index, role in ((1, Role.SCALES), (2, Role.PRODUCES), (3, Role.PRODUCES), (4, Role.SCALES)):
         _join(op, x, 1, op.arg(index), 0, role)
     if op.name == "instance_norm" or (op.name == "batch_norm" and op.arg(5)):  # statistics of these very values
-        for d in [*([] if op.name == "instance_norm" else [0]), *range(2, len(x.axes))]:
-            rest = [a for i, a in enumerate(x.axes) if i != d]
-            op.contract(x.axes[d], rest, [a for a in rest if a is not x.axes[0]] if op.name == "batch_norm" else rest)
+        op.mix(x, [*([0] if op.name == "batch_norm" else []), *range(2, len(x.axes))])
     return x.with_axes(x.axes)
 
 
