@@ -50,12 +50,13 @@ def test_stream_and_units(built, name, features, query_key):
     assert model.change(found.weights) < ROUNDING
 
 
+@pytest.mark.parametrize("query_key", ["heads", "separate"])
 @pytest.mark.parametrize("features", ["activations", "weights"])
 @pytest.mark.parametrize("name", HEADS)
-def test_heads_query_heads_and_units_inside(built, name, features):
+def test_heads_query_heads_and_units_inside(built, name, features, query_key):
     model = built(name)
     moved = model.permuted(None)
-    found = fuse(model.side, [moved], model.data, features=features, query_key="heads")
+    found = fuse(model.side, [moved], model.data, features=features, query_key=query_key)
     assert model.change(found.weights) < ROUNDING
 
 

@@ -181,6 +181,34 @@ class _Inner:
         return solve(cost, solver=self._walk.options.solver, regulariser=self._walk.regulariser)
 
 
+def query_heads(queries: UnitMap, ours: FlowNode, theirs: FlowNode) -> UnitMap | None:
+    """How query heads that share a value correspond, place by place of what their attention writes; None if none do.
+
+    Two heads correspond as much as their query units do, among the heads of the two groups (the value's map says how
+    much the groups do); heads of groups whose queries have nothing in common correspond in order.
+    """
+    nodes = ours, theirs
+    values = [next(r.units[:, 0] for r in node.readings if r.role == "value") for node in nodes]
+    groups = [
+        np.unique(v.reshape(n.heads, -1)[:, 0], return_inverse=True)[1] for n, v in zip(nodes, values, strict=True)
+    ]
+    if all(len(np.unique(group)) == node.heads for node, group in zip(nodes, groups, strict=True)):
+        return None
+    alike = queries.coarse(ours.heads, theirs.heads).writes
+    writes, reads = torch.zeros_like(alike), torch.zeros_like(alike)
+    for g in np.unique(groups[0]):
+        for h in np.unique(groups[1]):
+            rows, columns = (
+                torch.from_numpy(np.flatnonzero(group == i)) for group, i in zip(groups, (g, h), strict=True)
+            )
+            part, order = alike[rows][:, columns], UnitMap.identity(len(rows), len(columns))
+            for table, dim, default in ((writes, 1, order.writes), (reads, 0, order.reads)):
+                total = part.sum(dim, keepdim=True)
+                table[rows[:, None], columns] = torch.where(total > 0, part / total.clamp_min(1e-300), default)
+    rows, columns = (torch.arange(len(v)) // (len(v) // n.heads) for n, v in zip(nodes, values, strict=True))
+    return UnitMap(writes[rows][:, columns], reads[rows][:, columns])
+
+
 def layout(graph: FlowGraph, node: FlowNode) -> Layout:
     """Which units of the projections belong to which head of an attention."""
     units = {r.role: _down(graph, r.node, r.units[:, 0]) for r in node.readings if r.role in ("query", "key", "value")}

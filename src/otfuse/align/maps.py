@@ -43,30 +43,39 @@ class UnitMap:
         """Units of the anchor and of the source."""
         return self.writes.shape[0], self.writes.shape[1]
 
-    def pulled(self, anchor: NDArray[np.int64], source: NDArray[np.int64]) -> UnitMap:
+    def coarse(self, anchor: int, source: int) -> UnitMap:
+        """The map of the ``anchor`` and ``source`` blocks of equal length in which the units lie."""
+        blocks = (anchor, self.shape[0] // anchor, source, self.shape[1] // source)
+        return UnitMap(self.writes.reshape(blocks).sum(3).mean(1), self.reads.reshape(blocks).sum(1).mean(2))
+
+    def pulled(self, anchor: NDArray[np.int64], source: NDArray[np.int64], arrivals: UnitMap | None = None) -> UnitMap:
         """The map between places, given which units arrive there: ``anchor[n, m]`` and ``source[n', m']``.
 
-        A unit that arrives at several places arrives there in order (heads that share a value, places of a channel);
-        several units at one place (one matrix for all heads) are averaged over.
+        A unit that arrives at several places arrives there in order (places of a channel) or as ``arrivals``, a map of
+        places, says (query heads that share a value); several units at one place (one matrix for all heads) are
+        averaged over.
         """
         if anchor.shape[1] == source.shape[1] == 1 and _plain(anchor, self.shape[0]) and _plain(source, self.shape[1]):
             return self
-        return UnitMap(*(self._pull(m, anchor, source) for m in (self.writes, self.reads)))
+        same = _in_order(anchor[:, 0], source[:, 0]) if arrivals is None else arrivals
+        return UnitMap(_pull(self.writes, anchor, source) * same.writes, _pull(self.reads, anchor, source) * same.reads)
 
-    def _pull(self, matrix: torch.Tensor, anchor: NDArray[np.int64], source: NDArray[np.int64]) -> torch.Tensor:
-        ours, theirs = _occurrences(anchor[:, 0]), _occurrences(source[:, 0])
-        total = torch.zeros(len(anchor), len(source), dtype=matrix.dtype)
-        for a in anchor.T:
-            for s in source.T:
-                part = matrix[torch.from_numpy(a.clip(0))][:, torch.from_numpy(s.clip(0))]
-                total += part * torch.from_numpy((a >= 0)[:, None] & (s >= 0)[None, :])
-        total /= anchor.shape[1]
-        counts = int(ours.max(initial=0)) + 1, int(theirs.max(initial=0)) + 1
-        if counts != (1, 1):
-            same = _overlap(*counts)
-            same = same / same.sum(1, keepdim=True) if matrix is self.writes else same / same.sum(0, keepdim=True)
-            total *= same[torch.from_numpy(ours)][:, torch.from_numpy(theirs)]
-        return total
+
+def _pull(matrix: torch.Tensor, anchor: NDArray[np.int64], source: NDArray[np.int64]) -> torch.Tensor:
+    total = torch.zeros(len(anchor), len(source), dtype=matrix.dtype)
+    for a in anchor.T:
+        for s in source.T:
+            part = matrix[torch.from_numpy(a.clip(0))][:, torch.from_numpy(s.clip(0))]
+            total += part * torch.from_numpy((a >= 0)[:, None] & (s >= 0)[None, :])
+    return total / anchor.shape[1]
+
+
+def _in_order(anchor: NDArray[np.int64], source: NDArray[np.int64]) -> UnitMap:
+    """Between the places where units arrive: the first arrival of any unit beside the first, and so on."""
+    ours, theirs = _occurrences(anchor), _occurrences(source)
+    same = UnitMap.identity(int(ours.max(initial=0)) + 1, int(theirs.max(initial=0)) + 1)
+    rows, columns = torch.from_numpy(ours), torch.from_numpy(theirs)
+    return UnitMap(same.writes[rows][:, columns], same.reads[rows][:, columns])
 
 
 def block(maps: Sequence[UnitMap]) -> UnitMap:

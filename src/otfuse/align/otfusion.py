@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from otfuse.align.attention import Heads
+from otfuse.align.attention import Heads, query_heads
 from otfuse.align.carry import Carrier
 from otfuse.align.features import Features
 from otfuse.align.maps import UnitMap, block, mixed, require_equal
@@ -100,12 +100,12 @@ class OTFusionWalk:
             return None
         return self._read(node, other, 0)
 
-    def _read(self, node: FlowNode, other: FlowNode, which: int) -> UnitMap:
+    def _read(self, node: FlowNode, other: FlowNode, which: int, arrivals: UnitMap | None = None) -> UnitMap:
         ours, theirs = node.readings[which], other.readings[which]
         found = self.map_of(ours.node)
         if found is None:
             return UnitMap.identity(len(ours.units), len(theirs.units))
-        return found.pulled(ours.units, theirs.units)
+        return found.pulled(ours.units, theirs.units, arrivals)
 
     def _find(self, node: FlowNode, other: FlowNode) -> UnitMap | None:
         if node.kind is NodeKind.OUTPUT:
@@ -123,14 +123,22 @@ class OTFusionWalk:
             return block([self._read(node, other, i) for i in range(len(node.readings))])
         if node.kind is NodeKind.ATTENTION:
             written = self._heads.written(node.index) if self._heads is not None else None
-            if written is not None:
-                return written
-            value = next(i for i, r in enumerate(node.readings) if r.role == "value")
-            return self._read(node, other, value)
+            return written if written is not None else self._attention(node, other)
         if node.kind is NodeKind.JUNCTION:
             return self._junction(node, other)
         known = [self._latest[s] for s in node.written_spaces if s in self._latest]  # opaque: what the stream has
         return known[0] if len(known) == 1 and known[0].shape == (node.size, other.size) else None
+
+    def _attention(self, node: FlowNode, other: FlowNode) -> UnitMap:
+        """The value's map, which is also what is known about the heads that a position bias has one number for."""
+        reads = {r.role: i for i, r in enumerate(node.readings)}
+        shared = query_heads(self._read(node, other, reads["query"]), node, other) if "query" in reads else None
+        found = self._read(node, other, reads["value"], shared)
+        graph = self.pair.anchor.graph
+        for name in (s for s in node.written_spaces if graph.space(s).kind == "heads"):
+            if graph.space(name).size == node.heads:
+                self._latest.setdefault(name, found.coarse(node.heads, other.heads))
+        return found
 
     def _solve_layer(self, index: int) -> UnitMap:
         if self._heads is not None and self._heads.covers(index):
