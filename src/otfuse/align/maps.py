@@ -67,7 +67,8 @@ def _pull(matrix: torch.Tensor, anchor: NDArray[np.int64], source: NDArray[np.in
         for s in source.T:
             part = matrix[torch.from_numpy(a.clip(0))][:, torch.from_numpy(s.clip(0))]
             total += part * torch.from_numpy((a >= 0)[:, None] & (s >= 0)[None, :])
-    return total / anchor.shape[1]
+    total /= anchor.shape[1]
+    return total
 
 
 def _in_order(anchor: NDArray[np.int64], source: NDArray[np.int64]) -> UnitMap:
