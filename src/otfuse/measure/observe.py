@@ -10,6 +10,8 @@ import torch
 from otfuse.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from otfuse.core.graph import FlowGraph, Observation, Tokens
@@ -44,6 +46,17 @@ class RowFilter:
                 f"otfusion.tokens {self._tokens}: the grid has {grids[0].shape[0]} x {grids[0].shape[1]} patches; "
                 "give a smaller window"
             )
+
+    def wanted(self, seen: Sequence[Observation], size: int) -> torch.Tensor | None:
+        """Which places along dimension 1 of a value ``[batch, places, size]`` anything reads; None for all of it.
+
+        Its observations tell, if no unit is without one.
+        """
+        masks = [s.read for s in seen if s.dims == (2,) and s.read is not None and s.read.ndim == 1]
+        units = np.unique(np.concatenate([s.units for s in seen]))
+        if not self._skip or len(masks) < len(seen) or len(units) < size:
+            return None
+        return torch.from_numpy(np.flatnonzero(np.logical_or.reduce(masks)))
 
     def rows(self, value: torch.Tensor, seen: Observation, part: Part) -> torch.Tensor:
         """``[rows, units]`` of a value: of what is real of its batch, the places that are compared."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from otfuse.program.export import Program
     from otfuse.program.inputs import Inputs
 
+Apply: TypeAlias = "Callable[[Callable[[int], Any], Sequence[int]], Iterator[Any]]"
 Terms: TypeAlias = "Mapping[int, Sequence[tuple[int, Affine]]]"
 
 
@@ -51,15 +54,17 @@ def pair_moments(
     Both programs advance together, so that at any time only the values between two of them exist.
     """
     sums: dict[int, PairMoments] = {}
-    for part, batch in probe_batches(anchor.program, data, progress):
-        for index, values in _side_by_side(anchor, source, batch, nodes):
-            rows = [
-                keep.rows(value, observation, part).cpu()
-                for value, observation in zip(values, (_seen(anchor, index), _seen(source, index)), strict=True)
-            ]
-            if index not in sums:
-                sums[index] = PairMoments(rows[0].shape[1], rows[1].shape[1])
-            sums[index].add(*rows)
+    with _at_once() as apply:
+        advance = _Advance((anchor, source), nodes, keep, apply)
+        for part, batch in probe_batches(anchor.program, data, progress):
+            for index, values in advance.through(batch):
+                rows = [
+                    keep.rows(value, observation, part).cpu()
+                    for value, observation in zip(values, (_seen(anchor, index), _seen(source, index)), strict=True)
+                ]
+                if index not in sums:
+                    sums[index] = PairMoments(rows[0].shape[1], rows[1].shape[1])
+                sums[index].add(*rows)
     return {index: total.result() for index, total in sums.items()}
 
 
@@ -76,7 +81,7 @@ def absolute_means(
     for part, batch in probe_batches(anchor.program, data):
         names = _names(anchor, sorted(wanted))
         held: dict[int, torch.Tensor] = {}
-        for name, value in runner.watch(anchor.weights, batch, frozenset(names)):
+        for name, value in runner.watch(anchor.weights, batch, dict.fromkeys(names)):
             held.update(dict.fromkeys(names[name], value))
         for key, parts in terms.items():
             read = _seen(anchor, at[key]).read
@@ -101,24 +106,58 @@ def _names(side: Side, nodes: Sequence[int]) -> dict[str, list[int]]:
     return names
 
 
-def _side_by_side(
-    anchor: Side, source: Side, batch: Inputs, nodes: Sequence[int]
-) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
-    ours, theirs = _names(anchor, nodes), _names(source, nodes)
-    runs = [
-        Runner(side.program).watch(side.weights, batch, frozenset(n)) for side, n in ((anchor, ours), (source, theirs))
-    ]
-    waiting: dict[int, torch.Tensor] = {}
-    early: dict[int, torch.Tensor] = {}
-    for name, value in runs[0]:
-        waiting.update(dict.fromkeys(ours[name], value))
-        while waiting.keys() - early.keys():
-            step = next(runs[1], None)
-            if step is None:
-                break
-            early.update(dict.fromkeys(theirs[step[0]], step[1]))
-        for index in list(waiting.keys() & early.keys()):
-            yield index, (waiting.pop(index), early.pop(index))
+class _Advance:
+    """Two programs side by side on the same batches, at once: the one whose values wait for the other's stands still."""
+
+    def __init__(self, sides: tuple[Side, Side], nodes: Sequence[int], keep: RowFilter, apply: Apply) -> None:
+        self._sides, self._apply = sides, apply
+        self._runners = [Runner(side.program) for side in sides]
+        self._names = [_names(side, nodes) for side in sides]
+        self._wanted = [
+            {
+                node.name: keep.wanted([_seen(side, i) for i in names[node.name]], node.meta["val"].shape[-1])
+                for node in side.program.graph.nodes
+                if node.name in names
+            }
+            for side, names in zip(sides, self._names, strict=True)
+        ]
+
+    def through(self, batch: Inputs) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
+        """Every node with its two values, as soon as both exist."""
+        found: tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]] = ({}, {})
+        runs = [
+            runner.watch(side.weights, batch, wanted)
+            for runner, side, wanted in zip(self._runners, self._sides, self._wanted, strict=True)
+        ]
+        while True:
+            waits = [bool(found[i].keys() - found[1 - i].keys()) for i in (0, 1)]
+            moving = [i for i in (0, 1) if not waits[i] or all(waits)]
+            steps = list(self._apply(lambda i: next(runs[i], None), moving))
+            for i, step in zip(moving, steps, strict=True):
+                if step is not None:
+                    found[i].update(dict.fromkeys(self._names[i][step[0]], step[1]))
+            for index in sorted(found[0].keys() & found[1].keys()):
+                yield index, (found[0].pop(index), found[1].pop(index))
+            if not any(steps):
+                return
+
+
+@contextlib.contextmanager
+def _at_once() -> Iterator[Apply]:
+    """`map` with one thread per model, each with its share of PyTorch's threads; plain `map` where there is but one.
+
+    Two models share nothing, so two threads of one core each keep two cores busier than operators that split their
+    work: these wait for each other after every step (docs/decisions.md).
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(threads // 2,)) as pool:
+        try:
+            yield pool.map
+        finally:
+            torch.set_num_threads(threads)  # what threads that start later are given
 
 
 def probe_batches(

@@ -46,15 +46,19 @@ class Runner:
     def __call__(self, weights: Mapping[str, torch.Tensor], inputs: Inputs | None = None) -> tuple[torch.Tensor, ...]:
         """The program's outputs for these weights (by first stored name) and inputs (the example's when None)."""
         env = self._start(weights, inputs)
-        for _ in self._walk(env, frozenset()):
+        for _ in self._walk(env, {}):
             pass
         return tuple(env[node] for node in self._program.outputs)
 
     def watch(
-        self, weights: Mapping[str, torch.Tensor], inputs: Inputs, names: frozenset[str]
+        self, weights: Mapping[str, torch.Tensor], inputs: Inputs, wanted: Mapping[str, torch.Tensor | None]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Values of the program by name, each as soon as it exists; what the caller drops is not kept."""
-        return self._walk(self._start(weights, inputs), names)
+        """Values of the program by name, each as soon as it exists; what the caller drops is not kept.
+
+        ``wanted`` names them; with each, the places along dimension 1 that anything depends on (None: all). A linear
+        layer leaves zeros at the others.
+        """
+        return self._walk(self._start(weights, inputs), wanted)
 
     def _start(self, weights: Mapping[str, torch.Tensor], inputs: Inputs | None) -> dict[fx.Node, Any]:
         program = self._program
@@ -88,10 +92,23 @@ class Runner:
         with default_dtype(torch.float64):
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def _walk(self, env: dict[fx.Node, Any], names: frozenset[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _part(self, node: fx.Node, env: dict[fx.Node, Any], places: torch.Tensor) -> torch.Tensor:
+        read = node.all_input_nodes[0]
+        value: torch.Tensor = env[read]
+        places = places.to(value.device)
+        made: torch.Tensor = self._step(node, env | {read: value.index_select(1, places)})
+        return made.new_zeros(*value.shape[:-1], made.shape[-1]).index_copy_(1, places, made)
+
+    def _walk(
+        self, env: dict[fx.Node, Any], wanted: Mapping[str, torch.Tensor | None]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         for node in self._steps:
-            env[node] = self._step(node, env)
-            if node.name in names:
+            places = wanted.get(node.name)
+            if places is None or node.target is not torch.ops.aten.linear.default:
+                env[node] = self._step(node, env)
+            else:
+                env[node] = self._part(node, env, places)
+            if node.name in wanted:
                 yield node.name, env[node]
             for used in self._dies[node]:
                 env.pop(used, None)
