@@ -104,7 +104,7 @@ def fuse(
 
 
 def _report(job: Job, loaded: given.Loaded, alignments: Sequence[Alignment], gate: dict[str, float] | None) -> Report:
-    solved = tuple(s for a in alignments for s in a.solved)
+    solved = tuple(replace(s, source=n) for n, a in zip(loaded.names[1:], alignments, strict=True) for s in a.solved)
     stages, notes = tuple(job.clock.stages), job.notes(alignments)
     return Report(job.recipe, stages, solved, loaded.infos(), gate, notes, tuple(job.weights))
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
+from rich.console import Console
 
 from drawing import two_blocks
 from otfuse.core.alignment import SpaceReport
 from otfuse.core.recipe import Recipe, read
 from otfuse.core.report import Report, SourceInfo, Stage
 from otfuse.errors import CheckpointError
+from otfuse.report import table
 
 
 def found(**_):
@@ -31,6 +35,20 @@ def report():
         read("otfusion-wts"), (Stage("read", 0.25, 100.0), Stage("solve", 1.5, 120.0)), solved,
         (SourceInfo("a", "00"), SourceInfo("b", "11")), {"error": 1e-7}, ("a note",),
     )  # fmt: skip
+
+
+def test_what_was_solved_for_several_sources_is_told_apart():
+    one = report().solved
+    both = replace(report(), solved=tuple(replace(s, source=name) for name in ("b", "c") for s in one))
+    text = shown(table.fused(both.to_dict()))
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("layers")] == ["1", "2"]
+    assert "source" not in shown(table.fused(report().to_dict()))
+
+
+def shown(parts):
+    console = Console(width=100, file=io.StringIO())
+    console.print(*parts)
+    return console.file.getvalue()
 
 
 def test_inspect_json_has_the_form_of_the_contract(otfuse, pipeline):

@@ -36,7 +36,7 @@ class Carry:
 class SpaceReport:
     """What was solved for one space or node: method, objective before and after, convergence.
 
-    ``spaces`` are the ids of the spaces that the map found belongs to.
+    ``spaces`` are the ids of the spaces that the map found belongs to, ``source`` the model beside the anchor.
     """
 
     name: str
@@ -48,6 +48,7 @@ class SpaceReport:
     marginal_error: float
     steps: int
     spaces: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

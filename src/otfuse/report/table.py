@@ -103,12 +103,18 @@ def figures(values: Mapping[str, Any]) -> Table:
 
 
 def _solved(solved: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("problem", ("count", "right"), ("size", "right"), "method", ("before", "right"), ("after", "right"))
-    for row in fold(solved, lambda s: s["name"], lambda s: (tuple(s["size"]), s["method"])):
+    """Folded; with the number of the source, counted from 1, where there are several."""
+    numbers = {source: str(i) for i, source in enumerate(dict.fromkeys(s["source"] for s in solved), 1)}
+    columns: list[str | tuple[str, str]] = ["problem", ("count", "right"), ("size", "right"), "method"]
+    several = len(numbers) > 1
+    columns[1:1] = [("source", "right")] if several else []
+    table = _table(*columns, ("before", "right"), ("after", "right"))
+    for row in fold(solved, lambda s: s["name"], lambda s: (tuple(s["size"]), s["method"], s["source"])):
         first, group = solved[row.indices[0]], [solved[i] for i in row.indices]
         size = " x ".join(map(str, first["size"]))
         before, after = (sum(s[key] for s in group) / len(group) for key in ("before", "after"))
-        table.add_row(fit(row.name), _times(row.count), size, first["method"], f"{before:.4g}", f"{after:.4g}")
+        cells = [_times(row.count), size, first["method"], f"{before:.4g}", f"{after:.4g}"]
+        table.add_row(fit(row.name), *([numbers[first["source"]]] if several else []), *cells)
     return table
 
 
