@@ -26,6 +26,7 @@ HEADS = [
     "torch_encoder_first",
     "phi3_fused",
     "qwen3",
+    "esm",
 ]
 
 

@@ -19,6 +19,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from otfuse.errors import TraceError
+from otfuse.program.angles import only_angles
 from otfuse.program.inputs import Inputs, example_inputs, forward_keywords, split_inputs
 from otfuse.program.outputs import main_outputs
 
@@ -122,12 +123,15 @@ def _refuse_hidden_writes(model: nn.Module, program: Program) -> None:
 def _program(model: nn.Module, exported: Any, inputs: Inputs) -> Program:
     ties, shapes = stored(model)
     parameters, constants, users = dict[str, str](), dict[str, torch.Tensor](), list[str]()
+    buffers: dict[str, torch.Tensor] = {}
     for spec in exported.graph_signature.input_specs:
         name, target = spec.arg.name, (spec.target or "").removeprefix("model.")
         if spec.kind is InputKind.USER_INPUT:
             users.append(name)
         elif target in ties:
             parameters[name] = ties[target]
+            if spec.kind is InputKind.BUFFER:
+                buffers[name] = exported.state_dict[spec.target]
         elif spec.kind in (InputKind.BUFFER, InputKind.PARAMETER):  # one that is not real, or not saved
             constants[name] = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
         else:
@@ -136,7 +140,7 @@ def _program(model: nn.Module, exported: Any, inputs: Inputs) -> Program:
     _inline_modes(exported.graph_module)
     given: Any = next(node for node in graph.nodes if node.op == "output").args[0]
     kinds = [spec.kind for spec in exported.graph_signature.output_specs]
-    return Program(
+    program = Program(
         graph=graph,
         module=exported.graph_module,
         parameters=parameters,
@@ -151,6 +155,24 @@ def _program(model: nn.Module, exported: Any, inputs: Inputs) -> Program:
         ties=ties,
         shapes=shapes,
     )
+    _hold_frequencies(program, buffers)
+    return program
+
+
+def _hold_frequencies(program: Program, buffers: dict[str, torch.Tensor]) -> None:
+    """Buffers that are but frequencies become constants."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    moving = {nodes[name] for name in (*program.parameters, *program.users) if _is_floating(nodes[name])}
+    for place in only_angles([nodes[name] for name in buffers], moving):
+        name = program.parameters.pop(place.name)
+        program.constants[place.name] = buffers[place.name]
+        for other in [other for other, first in program.ties.items() if first == name]:
+            del program.ties[other], program.shapes[other]
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _inline_modes(module: fx.GraphModule) -> None:

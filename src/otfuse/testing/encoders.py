@@ -65,6 +65,17 @@ EXAMPLES = (
         note="one position bias for all layers",
     ),
     text(
+        "esm",
+        "EsmForMaskedLM",
+        "1x24 2x4 2x6/4 2x36",
+        rotary="2x3/4",
+        **BERT,
+        position_embedding_type="rotary",
+        mask_token_id=4,
+        token_dropout=False,
+        note="the frequencies are stored",
+    ),
+    text(
         "modernbert",
         "ModernBertForMaskedLM",
         "1x24 3x3 3x8/3 3x36",

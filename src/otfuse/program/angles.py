@@ -1,0 +1,54 @@
+"""Stored frequencies: buffers that the program only multiplies by as sines and cosines at positions.
+
+They are the same in every model of a class, saved or not, and averaging them has no meaning. So they are constants like
+those that are not saved, and do not move with the units that they turn (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PERIODIC, _PRODUCTS = ("sin", "cos", "polar"), ("mul", "mul_")
+
+
+def only_angles(places: Iterable[fx.Node], moving: set[fx.Node]) -> set[fx.Node]:
+    """Those of ``places`` that reach the rest of the program as factors that are sines or cosines only.
+
+    ``moving`` are the placeholders whose values are not positions: parameters, other buffers, floating inputs.
+    """
+    return {place for place in places if place.users and _turns_only(place, moving - {place})}
+
+
+def _turns_only(place: fx.Node, moving: set[fx.Node]) -> bool:
+    todo, seen = [(user, False) for user in place.users], set[tuple[fx.Node, bool]]()
+    while todo:
+        node, turned = step = todo.pop()
+        if step in seen:
+            continue
+        seen.add(step)
+        if node.op == "output" or (_depends(node, moving) and not (turned and _name(node) in _PRODUCTS)):
+            return False
+        if not _depends(node, moving):
+            todo += [(user, turned or _name(node) in _PERIODIC) for user in node.users]
+    return True
+
+
+def _depends(node: fx.Node, on: set[fx.Node]) -> bool:
+    todo, seen = [node], set[fx.Node]()
+    while todo:
+        step = todo.pop()
+        if step in on:
+            return True
+        if step not in seen:
+            seen.add(step)
+            todo += step.all_input_nodes
+    return False
+
+
+def _name(node: fx.Node) -> str:
+    return getattr(getattr(node.target, "overloadpacket", node.target), "__name__", "")
