@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from otfuse.fusion.sides import traced
 from otfuse.io import given, writer
 from otfuse.io.card import fusion_json, model_card
 from otfuse.measure.clock import Clock, peak_mib
+from otfuse.program.state import copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,7 +99,7 @@ def fuse(
     job = Job(loaded.modules, loaded.names, checked, inputs, example_inputs, batch_size, clock, progress)
     tensors, alignments, gate = job.run(verify=verify)
     with clock.stage("assemble"):
-        model = assembled(loaded.modules[0], tensors)
+        model = assembled(copied(loaded.modules[0], job.caches), tensors)
     return Fused(model, _report(job, loaded, alignments, gate), tuple(a.maps for a in alignments))
 
 
@@ -122,9 +122,8 @@ def _figures(report: Report, began: float) -> str:
     return fusion_json(replace(report, stages=(*report.stages, written)))
 
 
-def assembled(anchor: nn.Module, tensors: Mapping[str, torch.Tensor], *, in_place: bool = False) -> nn.Module:
-    """The anchor (or a copy of it) that holds these tensors, in the anchor's own types."""
-    model = anchor if in_place else copy.deepcopy(anchor)
+def assembled(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The model given, with these tensors in its own types."""
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -224,7 +223,7 @@ def fuse_checkpoints(
     tensors, alignments, gate = job.run(verify=verify)
     with clock.stage("write"):
         began = time.perf_counter()
-        model = assembled(loaded.modules[0], tensors, in_place=True)
+        model = assembled(loaded.modules[0], tensors)
         report = _report(job, loaded, alignments, gate)
         files = {"README.md": lambda: _card(report), "fusion.json": lambda: _figures(report, began)}
         writer.write_checkpoint(out, model, loaded.checkpoints[0], dtype=kind, shard_size=shard_size, files=files)

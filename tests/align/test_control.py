@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import ViTConfig, ViTForImageClassification
 
 import otfuse
 from align_copies import UNITS, case, fuse
@@ -58,6 +59,17 @@ def test_heads_query_heads_and_units_inside(built, name, features, query_key):
     model = built(name)
     moved = model.permuted(None)
     found = fuse(model.side, [moved], model.data, features=features, query_key=query_key)
+    assert model.change(found.weights) < ROUNDING
+
+
+@pytest.mark.parametrize("query_key", ["separate", "tied", "heads"])
+def test_what_the_class_token_asks_in_the_only_block_is_the_same_for_every_input(query_key):
+    """Nothing else of the query is read, so its values tell its units apart by nothing: its weights are compared."""
+    shape = {"hidden_size": 24, "intermediate_size": 36, "num_attention_heads": 4, "image_size": 12, "patch_size": 4}
+    config = ViTConfig(num_hidden_layers=1, num_labels=5, **shape)
+    model = case(randomise(ViTForImageClassification(config), 0).eval(), {"pixel_values": normal(2, 3, 12, 12)})
+    moved = model.permuted(None)
+    found = fuse(model.side, [moved], model.data, query_key=query_key)
     assert model.change(found.weights) < ROUNDING
 
 

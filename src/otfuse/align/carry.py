@@ -75,20 +75,27 @@ class Carrier:
     def _by_spaces(self, name: str, latest: dict[str, UnitMap]) -> list[Carry]:
         """A tensor that no layer of the flow uses (experts, position biases): by the maps of its spaces."""
         ours, theirs = self._pair.anchor.graph, self._pair.source.graph
-        axes: dict[int, AxisMap] = {}
+        axes, told = dict[int, AxisMap](), "carried by the maps of its spaces"
         for space in ours.spaces:
             for i, member in enumerate(space.members):
                 if member.tensor != name or member.axis in axes or space.copies != 1 or space.id not in latest:
                     continue
                 counterpart = next((s for s in theirs.spaces if s.id == space.id), None)
-                if counterpart is not None and i < len(counterpart.members):
-                    axes[member.axis] = _whole(latest[space.id], member, counterpart.members[i])
+                if counterpart is None or i >= len(counterpart.members):
+                    continue
+                if latest[space.id].shape != (
+                    space.size,
+                    counterpart.size,
+                ):  # of a node that writes more than the space
+                    told = f"no map of {space.name} was found, and it is taken in the source's own order"
+                    continue
+                axes[member.axis] = _whole(latest[space.id], member, counterpart.members[i])
         shapes = ours.shapes[name], theirs.shapes[name]
         for axis, (n, m) in enumerate(zip(*shapes, strict=True)):
             if n != m and axis not in axes:
                 matrix = UnitMap.identity(n, m).writes
                 axes[axis] = AxisMap(axis, matrix, np.arange(n), np.arange(m))
-        self._notes.append(f"{name}: carried by the maps of its spaces")
+        self._notes.append(f"{name}: {told}")
         return [Carry(name, tuple(axes.values()))] if axes else []
 
 

@@ -45,7 +45,8 @@ class Features:
         ``units`` are, for every node, the anchor's and the source's units in corresponding order.
         """
         if self._compares_activations(nodes):
-            return self._from_moments(nodes, units)
+            told = [(node, own) for node, own in zip(nodes, units, strict=True) if not self._is_constant(node)]
+            return self._from_moments(*zip(*told, strict=True))
         tables = [self._rows(node, own) for node, own in zip(nodes, units, strict=True)]
         anchor, source = (torch.cat([table[side] for table in tables], 1) for side in (0, 1))
         stored = self._options.features == "activations"  # a stored table is compared raw in that mode
@@ -67,13 +68,19 @@ class Features:
     def _compares_activations(self, nodes: Sequence[int]) -> bool:
         if self._options.features != "activations" or not all(self._pair.observed(node) for node in nodes):
             return False
-        return not all(self._is_constant_lookup(node) for node in nodes)
+        return not all(self._is_constant(node) for node in nodes)
 
-    def _is_constant_lookup(self, index: int) -> bool:
-        """A table of which the inputs read one row only (one token type): its values tell nothing, its columns do."""
-        if self._moments is None or index not in self._moments or not is_source(self._pair, index):
+    def _is_constant(self, index: int) -> bool:
+        """Whether a node's values are the same for every input and place: they tell nothing, its weights do.
+
+        A table of which the inputs read one row only (one token type), and what the class token asks in the first block
+        where predictions read nothing else. Where unread values are compared too, as published, so are the constants.
+        """
+        if self._moments is None or index not in self._moments:
             return False
         found = self._moments[index]
+        if not is_source(self._pair, index) and (self._options.unread == "compare" or found.rows < 2):  # one example
+            return False
         flat = bool((found.anchor_square == 0).all()) or bool((found.source_square == 0).all())
         return flat and self._pair.main_piece(index) is not None
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from otfuse.errors import DataError, DeviceError
+from otfuse.program import state
 
 NOT_PASSED = frozenset({"special_tokens_mask"})  # arrays that say something about the data and are no input
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -41,18 +42,12 @@ def evaluating(models: list[nn.Module], device: torch.device) -> Iterator[None]:
     """The models in evaluation mode and on ``device``, without gradients; all is as it was afterwards."""
     with ExitStack() as stack, torch.no_grad():
         for model in models:
-            stack.callback(_restore_modes, [(m, m.training) for m in model.modules()])
-            model.eval()
+            stack.enter_context(state.evaluating(model))
             home = next((p.device for p in model.parameters()), device)
             if home != device:
                 stack.callback(model.to, home)
                 model.to(device)
         yield
-
-
-def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
 
 
 def unwrapped_forward(model: nn.Module) -> list[inspect.Parameter]:

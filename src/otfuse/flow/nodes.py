@@ -11,6 +11,7 @@ import torch
 
 from otfuse.core.graph import NodeKind, Piece, Reading
 from otfuse.flow.carried import nodes_of, numbered, row
+from otfuse.flow.whereabouts import called
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,11 +38,11 @@ class Found:
 
     @property
     def name(self) -> str:
-        """The module that holds it."""
-        stack = list((self.at.meta.get("nn_module_stack") or {}).values())
-        path = str(stack[-1][0]) if stack else ""
-        if not stack and self.pieces:
+        """The module that holds it, of a stored tensor itself the tensor."""
+        if not self.at.meta.get("nn_module_stack") and self.pieces:
             return self.pieces[0].tensor
+        stack = list((called(self.at).meta.get("nn_module_stack") or {}).values())
+        path = str(stack[-1][0]) if stack else ""
         return path.removeprefix("model.") if path != "model" else ""
 
 

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx
 
 from otfuse.core.graph import NodeKind, Piece
-from otfuse.flow.carried import Held, Scores, Units, positions_of, row, varying
+from otfuse.flow.carried import (
+    Held,
+    Scores,
+    Units,
+    nodes_of,
+    positions_of,
+    renumbered,
+    row,
+    squeezed,
+    varying,
+    written_by,
+)
 from otfuse.flow.nodes import Nodes, reading
 from otfuse.flow.value import values_in
 
@@ -81,6 +93,17 @@ class Trail:
         rows = [row(c.ids) for c in flows if isinstance(c, Units)]
         readings = [reading("input", found) for found in rows if found is not None]
         return Units(self.nodes.add(NodeKind.OPAQUE, node, self.shape(node), dims, readings=readings))
+
+    def origins(self, ids: torch.Tensor, *kinds: NodeKind) -> torch.Tensor:
+        """The same units by the numbers of the nodes behind all nodes of these kinds, which keep them one by one."""
+        kept = squeezed(ids)
+        for index in range(max(nodes_of(kept), default=-1), -1, -1):  # what a node reads was found before it
+            node = self.nodes.found[index]
+            here = written_by(kept, index)
+            if node.kind in kinds and here.any():
+                read = node.readings[0]
+                kept = torch.where(here, renumbered(kept, here, read.node, read.units[:, 0]), kept)
+        return kept.expand(ids.shape)
 
     def _free_dims(self, axes: tuple[Axis, ...]) -> list[int]:
         """Dimensions that may hold units: a leaf that nothing pins and that is not a mere repetition."""

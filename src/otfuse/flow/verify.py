@@ -17,10 +17,11 @@ from torch.utils._pytree import tree_map
 from otfuse.core.space import Group, Role
 from otfuse.errors import GateError
 from otfuse.flow.act import act, chance, draw, generators
-from otfuse.program.export import evaluating, quiet
+from otfuse.program.export import quiet
 from otfuse.program.inputs import forward_keywords, split_inputs
 from otfuse.program.outputs import main_outputs
 from otfuse.program.run import Runner, default_dtype, raised
+from otfuse.program.state import evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -244,7 +245,7 @@ class _Module:
             args, kwargs, state = tree_map(_double, (args, kwargs, state))
         kwargs = forward_keywords(self._model) | kwargs
         with (
-            evaluating(self._model), quiet(), torch.no_grad(), _in_double(self._double),
+            evaluating(self._model, self._program.caches), quiet(), torch.no_grad(), _in_double(self._double),
             torch.random.fork_rng(devices=[]),
         ):  # fmt: skip
             torch.manual_seed(0)  # a module that draws noise draws the same each time; the state outside is kept

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from otfuse.core.recipe import Recipe
     from otfuse.measure.clock import Clock
     from otfuse.program.inputs import Inputs
+    from otfuse.program.state import Slot
 
     Progress = Callable[[str, int, int], None]
 
@@ -83,6 +84,11 @@ class Job:
             self._progress("align", 1, 1)
         with self.clock.stage("average"):
             return self._mixed(alignments), alignments, gate
+
+    @property
+    def caches(self) -> tuple[Slot, ...]:
+        """Attributes in which the anchor keeps what it computed from its own weights; a copy of it starts without."""
+        return self._sides[0].program.caches
 
     def notes(self, alignments: Sequence[Alignment]) -> tuple[str, ...]:
         """What the report says beside figures."""

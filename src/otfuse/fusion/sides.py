@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from otfuse.flow.verify import SpaceTrial, real, verify_weights
 from otfuse.fusion.differences import require_same_functions
 from otfuse.measure.probe import Side
 from otfuse.program.export import export
+from otfuse.program.state import copied
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +79,7 @@ def workable(model: nn.Module) -> nn.Module:
     kinds = {p.dtype for p in model.parameters()}
     if kinds <= {torch.float32, torch.float64}:
         return model
-    return copy.deepcopy(model).float()
+    return copied(model, dtype=torch.float32)
 
 
 def _same_function(one: nn.Module, other: nn.Module) -> bool:

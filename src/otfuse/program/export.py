@@ -22,9 +22,10 @@ from otfuse.errors import TraceError
 from otfuse.program.angles import only_angles
 from otfuse.program.inputs import Inputs, example_inputs, forward_keywords, split_inputs
 from otfuse.program.outputs import main_outputs
+from otfuse.program.state import Slot, evaluating, held, slots
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +34,8 @@ class Program:
 
     ``parameters`` maps placeholders to the (first) stored names of parameters and persistent floating buffers;
     ``constants`` holds the other placeholders' tensors; ``users`` are the placeholders of the inputs, in the order of
-    ``inputs``; ``outputs`` are the nodes that predictions are made of; ``ties`` maps every stored name to its first.
+    ``inputs``; ``outputs`` are the nodes that predictions are made of; ``ties`` maps every stored name to its first;
+    ``caches`` are attributes that a forward pass fills with what it computed: without them it computes the same.
     """
 
     graph: fx.Graph
@@ -45,6 +47,7 @@ class Program:
     inputs: Inputs
     ties: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
+    caches: tuple[Slot, ...] = ()
 
     def live(self) -> set[fx.Node]:
         """Nodes that an output depends on, and those that write into such a node: dead code must not constrain."""
@@ -60,15 +63,17 @@ class Program:
 
 
 class _Main(nn.Module):
-    """The module, returning only what it is for."""
+    """The module, returning only what it is for; ``after`` is called when it has run."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, after: Callable[[], None]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.after = model, after
         self.keywords = forward_keywords(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
-        return main_outputs(self.model(*args, **(self.keywords | kwargs)))
+        outputs = main_outputs(self.model(*args, **(self.keywords | kwargs)))
+        self.after()
+        return outputs
 
 
 def export(model: nn.Module, inputs: Inputs | None = None) -> Program:
@@ -82,20 +87,60 @@ def export(model: nn.Module, inputs: Inputs | None = None) -> Program:
     args = tuple(_to(value, device) for value in args)
     kwargs = {name: _to(value, device) for name, value in kwargs.items()}
     try:
-        with evaluating(model), quiet(), torch.no_grad():
-            exported = torch.export.export(_Main(model), args, kwargs, strict=False)
-            if any(_writes_through_view(node) for node in exported.graph.nodes):  # writes through views made plain
-                exported = exported.run_decompositions({})
+        exported, caches = _exported(model, args, kwargs)
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise TraceError(
             f"{type(model).__name__} cannot be traced by torch.export: {reason.strip()[:300]}; "
             "give other example_inputs, or rewrite that part of forward without branches on data"
         ) from error
-    program = _program(model, exported, inputs)
+    program = _program(model, exported, inputs, caches)
+    _refuse_left_over(model, program)
     _refuse_unknown_sizes(model, program)
     _refuse_hidden_writes(model, program)
     return program
+
+
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Slot, ...]]:
+    """The program as torch has it, and the caches: what an earlier forward pass left must not pass for a constant.
+
+    An attribute with a tensor is a cache if forward, where it is missing, makes it again.
+    """
+
+    def run(without: tuple[Slot, ...]) -> tuple[Any, set[Slot]]:
+        filled = set[Slot]()
+        main = _Main(model, lambda: filled.update(slot for slot in without if held(model, slot)))
+        with evaluating(model, without), quiet(), torch.no_grad():
+            exported = torch.export.export(main, args, kwargs, strict=False)
+            if any(_writes_through_view(node) for node in exported.graph.nodes):  # writes through views made plain
+                exported = exported.run_decompositions({})
+        return exported, filled
+
+    exported, caches = None, tuple[Slot, ...]()
+    for group in slots(model):
+        for missing in (group, [slot._replace(absent=True) for slot in group]):
+            with contextlib.suppress(Exception):  # whatever forward makes of a constant that is missing
+                tried, filled = run((*caches, *missing))
+                if filled & set(missing):
+                    exported, caches = tried, (*caches, *missing)
+                    break
+    return exported if exported is not None else run(())[0], caches
+
+
+def _refuse_left_over(model: nn.Module, program: Program) -> None:
+    """TraceError if a tensor stands in the place of the weights that it was computed from, and is no cache."""
+    live = {program.parameters[node.name] for node in program.live() if node.name in program.parameters}
+    caches = {slot[:2] for slot in program.caches}
+    for slot in (slot for group in slots(model) for slot in group if slot[:2] not in caches):
+        own = model.get_submodule(slot.module).named_parameters(slot.module, recurse=False)
+        idle = next((name for name, _ in own if program.ties[name] not in live), None)
+        read = [tensor for tensor in held(model, slot) if any(tensor is value for value in program.constants.values())]
+        if any(tensor.grad_fn is not None or (idle is not None and tensor.is_floating_point()) for tensor in read):
+            raise TraceError(
+                f"{type(model).__name__} cannot be traced: {f'{slot.module}.{slot.name}'.strip('.')} holds what an earlier forward pass "
+                f"computed{f' from {idle}' if idle is not None else ''}, and without it forward does not run; "
+                "give the model as it is before it has been run"
+            )
 
 
 def _refuse_unknown_sizes(model: nn.Module, program: Program) -> None:
@@ -120,7 +165,7 @@ def _refuse_hidden_writes(model: nn.Module, program: Program) -> None:
             )
 
 
-def _program(model: nn.Module, exported: Any, inputs: Inputs) -> Program:
+def _program(model: nn.Module, exported: Any, inputs: Inputs, caches: tuple[Slot, ...]) -> Program:
     ties, shapes = stored(model)
     parameters, constants, users = dict[str, str](), dict[str, torch.Tensor](), list[str]()
     buffers: dict[str, torch.Tensor] = {}
@@ -154,6 +199,7 @@ def _program(model: nn.Module, exported: Any, inputs: Inputs) -> Program:
         inputs=inputs,
         ties=ties,
         shapes=shapes,
+        caches=caches,
     )
     _hold_frequencies(program, buffers)
     return program
@@ -217,18 +263,6 @@ def stored(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[int, ...]]
             ties[name] = first.setdefault(id(tensor), name)
             shapes[name] = tuple(tensor.shape)
     return ties, shapes
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextlib.contextmanager

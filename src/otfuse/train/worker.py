@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from otfuse.errors import DeviceError, TrainError
 from otfuse.evaluate.run import find_device
 from otfuse.evaluate.task import Batch, Task
+from otfuse.program.state import copied
 from otfuse.train.options import FinetuneOptions
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA)
@@ -64,7 +64,7 @@ class Worker:
 
     def __init__(self, model: nn.Module, task: Task, options: FinetuneOptions, accelerator: Accelerator) -> None:
         self.task, self.options, self.accelerator = task, options, accelerator
-        self.model = copy.deepcopy(model)
+        self.model = copied(model)
         self._stored = {name: p.dtype for name, p in self.model.named_parameters()}
         for parameter in self.model.parameters():
             if parameter.dtype in (torch.float16, torch.bfloat16):

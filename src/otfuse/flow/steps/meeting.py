@@ -16,12 +16,10 @@ from otfuse.flow.carried import (
     Units,
     at_place,
     nodes_of,
-    renumbered,
     row,
     squeezed,
     unit_dims,
     varying,
-    written_by,
 )
 from otfuse.flow.nodes import beside, passed, reading
 from otfuse.flow.registry import operator_name
@@ -230,17 +228,5 @@ def _met(trail: Trail, node: fx.Node, kind: NodeKind, parts: Sequence[tuple[str,
 def _same_base(trail: Trail, first: Units, second: Units) -> bool:
     """Whether one operand is an activation of the other, unit by unit, however many activations wrote it."""
     shape = torch.broadcast_shapes(first.ids.shape, second.ids.shape)
-    ours, theirs = (squeezed(_origins(trail, value.ids).expand(shape)) for value in (first, second))
+    ours, theirs = (squeezed(trail.origins(value.ids, NodeKind.ACTIVATION).expand(shape)) for value in (first, second))
     return bool((ours == theirs).all())
-
-
-def _origins(trail: Trail, ids: torch.Tensor) -> torch.Tensor:
-    """The same units by the numbers of the nodes behind all activations."""
-    kept = squeezed(ids)
-    for index in range(max(nodes_of(kept), default=-1), -1, -1):  # what a node reads was found before it
-        node = trail.nodes.found[index]
-        here = written_by(kept, index)
-        if node.kind is NodeKind.ACTIVATION and here.any():
-            read = node.readings[0]
-            kept = torch.where(here, renumbered(kept, here, read.node, read.units[:, 0]), kept)
-    return kept.expand(ids.shape)

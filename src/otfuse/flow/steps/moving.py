@@ -40,7 +40,7 @@ def layout(trail: Trail, node: fx.Node) -> Any:
 
 
 def _joined(trail: Trail, node: fx.Node, parts: Sequence[Any]) -> Any:
-    """Cat and stack: along tokens values lie side by side; along units they become a CONCAT."""
+    """Cat and stack: along tokens values lie side by side; along units, or heads, they become a CONCAT."""
     scores = next((c for c in map(trail.carried, parts) if isinstance(c, Scores)), None)
     if scores is not None:  # scores of further places, such as sinks
         return scores
@@ -53,13 +53,21 @@ def _joined(trail: Trail, node: fx.Node, parts: Sequence[Any]) -> Any:
     }
     dim = int(argument(node, 1, "dim", 0)) % len(trail.shape(node))
     ids = compact(rerun(node, known))
-    along_units = operator_name(node) != "stack" and any(c is not None and dim in unit_dims(c.ids) for c in carried)
-    if not along_units or len({n for c in carried if c is not None for n in nodes_of(c.ids)}) == 1:
+    stacked = operator_name(node) == "stack"
+    own = [c.ids.unsqueeze(dim) if stacked else c.ids for c in carried if c is not None]
+    if len({n for part in own for n in nodes_of(part)}) == 1 or not (
+        any(dim in unit_dims(part) for part in own) or (len(own) == len(parts) and _apart(trail, ids, dim))
+    ):
         return Units(ids)
-    readings = []
-    for c in carried:
-        found = row(c.ids) if c is not None else None
-        if found is None or found.dims != (dim,):
-            return None
-        readings.append(reading("part", found))
-    return Units(trail.nodes.add(NodeKind.CONCAT, node, tuple(ids.shape), (dim,), readings=readings))
+    rows = [row(part) for part in own]
+    dims = tuple(sorted({dim}.union(*(found.dims for found in rows if found is not None))))
+    if len(own) < len(parts) or dims[0] != dim or any(found is None or {dim, *found.dims} != {*dims} for found in rows):
+        return None
+    readings = [reading("part", found) for found in rows if found is not None]
+    return Units(trail.nodes.add(NodeKind.CONCAT, node, tuple(ids.shape), dims, readings=readings))
+
+
+def _apart(trail: Trail, ids: torch.Tensor, dim: int) -> bool:
+    """Whether places along a dimension are different units of one node: heads that came apart for norms of their own."""
+    behind = trail.origins(ids, NodeKind.NORM, NodeKind.SCALE, NodeKind.ACTIVATION)
+    return len(nodes_of(behind)) == 1 and dim in unit_dims(behind)
