@@ -77,7 +77,7 @@ class Heads:
             role: scaled(walk.features.cost((i,), [walk.features.all_units(i)]), walk.options.cost_scale)
             for role, i in made.items()
         }
-        inner = _Inner(walk, costs, ours, theirs, fixed=self._fixed(made["key"]), name=node.name)
+        inner = _Inner(walk, costs, ours, theirs, parts=self._parts(made["key"], ours.key[0]), name=node.name)
         shared = next((s for s in node.written_spaces if pair.anchor.graph.space(s).kind == "heads"), node.name)
         if shared not in self._outer:  # heads that several attentions share (one position bias) move together
             self._outer[shared] = walk.couple(f"{node.name} heads", inner.distances()).mass
@@ -88,11 +88,26 @@ class Heads:
             self._maps[i] = UnitMap.of(coupling, walk.options.unequal)
         self._written[attention] = UnitMap.of(Coupling(inner.written(masses), 0.0), walk.options.unequal)
 
-    def _fixed(self, key: int) -> bool:
-        """Whether units inside heads must keep their order: rotary pairs, one gain for all heads."""
+    def _parts(self, key: int, units: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], bool]]:
+        """Which units inside a head may change places with each other, and whether they must keep their order.
+
+        Rotary pairs and what shares one gain with other heads keep it; with partly rotary heads the others do not.
+        """
         graph = self._walk.pair.anchor.graph
-        spaces = [graph.space(s) for s in graph.nodes[key].written_spaces]
-        return any(s.group in (Group.PINNED, Group.ROTARY) for s in spaces)
+        node = graph.nodes[key]
+        places = {p.tensor: p.writes[1][units] for p in node.pieces if p.writes is not None}
+        labels, fixed = [""] * len(units), np.zeros(len(units), bool)
+        for space in (graph.space(s) for s in node.written_spaces):
+            keeps = space.group in (Group.PINNED, Group.ROTARY)
+            for member in (m for m in space.members if m.tensor in places):
+                if keeps or member.positions.shape[2] == 1:
+                    found = np.isin(places[member.tensor], member.positions)
+                    labels = [f"{label} {space.id}" if hit else label for label, hit in zip(labels, found, strict=True)]
+                    fixed |= found & keeps
+        return [
+            (np.flatnonzero([own == label for own in labels]), bool(fixed[labels.index(label)]))
+            for label in dict.fromkeys(labels)
+        ]
 
 
 class _Inner:
@@ -105,17 +120,11 @@ class _Inner:
         ours: Layout,
         theirs: Layout,
         *,
-        fixed: bool,
+        parts: list[tuple[NDArray[np.int64], bool]],
         name: str,
     ) -> None:
-        self._walk, self._costs, self._ours, self._theirs, self._fixed, self._name = (
-            walk,
-            costs,
-            ours,
-            theirs,
-            fixed,
-            name,
-        )
+        self._walk, self._costs, self._ours, self._theirs = walk, costs, ours, theirs
+        self._parts, self._name = parts, name
         groups = len(ours.key), len(theirs.key)
         self._between: dict[tuple[int, int], torch.Tensor] = {}
         self._pairs = {(g, h): self._match(g, h) for g in range(groups[0]) for h in range(groups[1])}
@@ -162,7 +171,7 @@ class _Inner:
         cost = _sub(self._costs["key"], ours.key[g], theirs.key[h])
         queries = [_sub(self._costs["query"], r, s) for r in ours.query[g] for s in theirs.query[h]]
         cost = cost + torch.stack(queries).mean(0)
-        scores = self._keep_order(cost) if self._fixed else self._couple(cost)
+        scores = self._in_parts(cost)
         values = self._couple(_sub(self._costs["value"], ours.value[g], theirs.value[h]))
         return scores.mass, values.mass, scores.objective + values.objective
 
@@ -173,9 +182,17 @@ class _Inner:
         ]
         return self._couple(torch.stack([torch.stack(line) for line in table])).mass
 
-    def _keep_order(self, cost: torch.Tensor) -> Coupling:
+    def _in_parts(self, cost: torch.Tensor) -> Coupling:
+        if len(self._parts) == 1 and not self._parts[0][1]:
+            return self._couple(cost)
         require_equal(cost.shape[0], cost.shape[1], f"{self._name}: units inside heads")
-        return Coupling(torch.eye(len(cost), dtype=torch.float64) / len(cost), float(cost.diagonal().mean()))
+        mass = torch.zeros_like(cost)
+        for units, fixed in self._parts:
+            part = torch.eye(len(units), dtype=cost.dtype) / len(units)
+            if not fixed:
+                part = self._couple(_sub(cost, units, units)).mass
+            _put(mass, units, units, part * (len(units) / len(cost)))
+        return Coupling(mass, float((mass * cost).sum()))
 
     def _couple(self, cost: torch.Tensor) -> Coupling:
         return solve(cost, solver=self._walk.options.solver, regulariser=self._walk.regulariser)
