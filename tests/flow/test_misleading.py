@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import otfuse
 from named import Named
+from otfuse.core.space import Group
 from otfuse.errors import GateError, TraceError
 from otfuse.testing.law import EXACT, Bench, moves
 from otfuse.testing.record import normal, randomise
@@ -145,17 +146,55 @@ def test_what_is_free_obeys_the_law_on_other_inputs_and_what_theory_frees_is_fou
     assert otfuse.verify(model, (normal(*shapes[0]),)).error < 1e-8
 
 
-HIDDEN = {  # the example input hides what a mask or a threshold lets through
+def shown(m, x, marks):
+    """Units in another order where the marks say so."""
+    h = torch.tanh(m.a(x))
+    return m.b(torch.where(marks, h.flip(-1), h))
+
+
+ONES, IDS = torch.ones(3, 1, dtype=torch.long), torch.full((3, 1), 5)
+HIDDEN = {  # the example input hides what a mask, a threshold or a number lets through
     "mask": (lambda m, x, mask: m.b(torch.tanh(m.a(x)) + mask * torch.tanh(m.a(x)).cumsum(-1)), torch.zeros(3, 1)),
     "threshold": (lambda m, x, _: m.b(torch.tanh(m.a(x)) + torch.relu(torch.tanh(m.a(x)).flip(-1) - 0.9)), torch.ones(1)),
+    "mask of whole numbers": (lambda m, x, mask: shown(m, x, mask == 0), ONES),
+    "mask of whole numbers, all zero": (lambda m, x, mask: shown(m, x, mask == 1), 0 * ONES),
+    "mask of ones and zeros": (lambda m, x, mask: shown(m, x, mask == 0), torch.ones(3, 1)),
+    "mask of which a row must keep something": (
+        lambda m, x, mask: shown(m, x, mask[:, :1] == 0)
+        * torch.zeros(3, 6).masked_fill(mask == 0, -torch.inf).softmax(-1).sum(-1, keepdim=True),
+        torch.ones(3, 6, dtype=torch.long),
+    ),
+    "token numbers cut off": (lambda m, x, ids: shown(m, x, ids.clamp(max=5) < 5), IDS),
+    "read by number": (lambda m, x, ids: shown(m, x, torch.arange(6).index_select(0, ids[:, 0])[:, None] < 5), IDS),
+    "number beside a table that ends": (lambda m, x, ids: shown(m, x, ids[:, 1:] == 1) + m.table(ids[:, 0]), torch.zeros(3, 2, dtype=torch.long)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HIDDEN)
 def test_an_order_that_the_example_hides_is_seen(name):
     forward, mask = HIDDEN[name]
-    model = randomise(Named(forward, {"a": L(7, 12), "b": L(12, 4)}).eval(), 0)
+    model = randomise(Named(forward, {"a": L(7, 12), "b": L(12, 4), "table": nn.Embedding(2, 4)}).eval(), 0)
     assert otfuse.trace(model, (0.1 * normal(3, 7), mask)).free == ()
+
+
+def test_rows_of_which_a_mask_leaves_nothing_do_not_count_against_a_space():
+    def routed(m, x, mask):
+        best, which = m.r(x).softmax(-1).topk(2)
+        h = torch.tanh(torch.einsum("bi,bkio->bko", x, m.experts[which]))
+        scores = (h @ h.transpose(1, 2)).masked_fill(mask[:, None] == 0, -torch.inf)  # a row of zeros is not a number
+        return m.b((best[:, None] @ (scores.softmax(-1) @ h))[:, 0])
+
+    layers = {"r": L(7, 5), "experts": tensor(5, 7, 6), "b": L(6, 4)}
+    mask = torch.tensor([[1, 1], [1, 0], [0, 0]])
+    model = randomise(Named(routed, layers).eval(), 0)
+    assert (5, 1) in {(s.size, s.copies) for s in otfuse.trace(model, (normal(3, 7), mask)).free}
+
+
+@pytest.mark.parametrize("turn", ["no turn: both halves added", "no turn: hyperbolic", "no turn: two angles"])
+def test_a_turn_that_no_example_turned_is_not_believed(turn):
+    (forward, layers), _, _ = CASES[turn]
+    model = randomise(Named(forward, layers).eval(), 0)
+    assert Group.ROTARY not in {space.group for space in otfuse.trace(model, (normal(2, 1, 6),)).spaces}
 
 
 class Counting(nn.Module):

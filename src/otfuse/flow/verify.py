@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,7 +15,8 @@ from torch.utils._pytree import tree_map
 
 from otfuse.core.space import Group, Role
 from otfuse.errors import GateError
-from otfuse.flow.act import act, chance, draw, generators
+from otfuse.flow.act import act, chance, draw, exchange, generators
+from otfuse.flow.others import other_inputs
 from otfuse.program.export import evaluating, quiet
 from otfuse.program.inputs import forward_keywords, split_inputs
 from otfuse.program.outputs import main_outputs
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 
     from otfuse.core.graph import FlowGraph
     from otfuse.core.space import Member, Space
+    from otfuse.flow.act import Element
     from otfuse.program.export import Program
     from otfuse.program.inputs import Inputs
 
 _CONTROLS = 12  # members left out one at a time, until one shows
 _SHOWN = 1e-2
+_SAME = 1e-9  # graph.md section 1
 _LARGE = 1 << 28  # parameters; 2 GiB in float64
 
 
@@ -77,22 +79,19 @@ def verify_weights(model: nn.Module, program: Program, graph: FlowGraph, *, seed
 
 
 class SpaceTrial:
-    """Tries one space on the program in float64: generators of its group, accepted below 1e-9 (graph.md section 1).
+    """Tries one space on the program in float64: generators of its group, accepted below 1e-9.
 
     It is tried on the example inputs and on others of their shapes, lest an example hides what a mask or a threshold
-    lets through. Nothing is drawn until a space has to be tried.
+    lets through. Places where an answer is not a number (a row that a mask leaves nothing of) are not compared. Nothing
+    is drawn until a space has to be tried.
     """
 
     def __init__(self, model: nn.Module, program: Program, seed: int = 0) -> None:
         self._model, self._program, self._seed = model, program, seed
 
     @functools.cached_property
-    def _bench(self) -> tuple[Runner, dict[str, torch.Tensor], list[tuple[Inputs, tuple[torch.Tensor, ...]]]]:
-        runner, weights = Runner(self._program, double=True), randomised(self._model, self._program, self._seed)
-        given = self._program.inputs
-        known = [(inputs, runner(weights, inputs)) for inputs in (given, other_inputs(given, self._seed))]
-        finite = [bool(all(output.isfinite().all() for output in outputs)) for _, outputs in known]
-        return runner, weights, [pair for pair, fine in zip(known, finite, strict=True) if fine] or known[:1]
+    def _bench(self) -> _Bench:
+        return _Bench(self._model, self._program, self._seed)
 
     def __call__(self, space: Space) -> bool | None:
         """Whether moving the space leaves the outputs unchanged.
@@ -105,34 +104,49 @@ class SpaceTrial:
         if large or any(p.is_meta for p in parameters):
             return None
         try:
-            runner, weights, known = self._bench
+            bench = self._bench
         except (RuntimeError, NotImplementedError):
             return None
         moves = [draw(space, self._seed)] if space.group is Group.ROTARY else generators(space, self._seed)
-        draws = [act([element], weights) for element in moves]
-        return all(
-            change(runner(moved, inputs), reference) < 1e-9  # see the class
-            for moved in draws
-            for inputs, reference in known
-        )
+        held = bool(bench.known) and all(gap < _SAME for element in moves for gap in bench.changes(element))
+        if (
+            held and space.group is Group.ROTARY
+        ):  # where pairs may be exchanged too, nothing was turned: nothing is proved
+            return any(gap > _SAME for gap in bench.changes(exchange(space)))
+        return held
 
 
-def other_inputs(inputs: Inputs, seed: int) -> Inputs:
-    """Inputs of the same shapes: real numbers of all sizes from a tenth to ten, masks at random, numbers as they are."""
-    source = chance(seed, "inputs")
+class _Bench:
+    """The program in float64 with weights drawn anew, and ``known``: inputs, with answers that are numbers somewhere."""
 
-    def other(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or not (value.is_floating_point() or value.dtype is torch.bool):
-            return value
-        drawn = source.standard_normal(tuple(value.shape)) * 10 ** source.uniform(-1, 1, tuple(value.shape))
-        return (
-            torch.from_numpy(np.asarray(drawn)).to(value.device, value.dtype)
-            if value.is_floating_point()
-            else (torch.from_numpy(np.asarray(drawn > 0)).to(value.device))
-        )
+    def __init__(self, model: nn.Module, program: Program, seed: int) -> None:
+        self._runner, self._weights = Runner(program, double=True), randomised(model, program, seed)
+        self.known: list[tuple[Inputs, tuple[torch.Tensor, ...]]] = []
+        self._keep(program.inputs)
+        cpu = all(weight.device.type == "cpu" for weight in self._weights.values())
+        for whole, parts in other_inputs(program.inputs, seed, new_numbers=cpu):
+            if not self._works(whole):
+                for part in parts:
+                    self._works(part)
 
-    changed: Inputs = tree_map(other, inputs)
-    return changed
+    def changes(self, element: Element) -> Iterator[float]:
+        """The relative change of the answers that are numbers, one input after another."""
+        moved = act([element], self._weights)
+        for inputs, before in self.known:
+            fine, after = [output.isfinite() for output in before], self._runner(moved, inputs)
+            yield change(*(tuple(o[f] for o, f in zip(x, fine, strict=True)) for x in (after, before)))
+
+    def _keep(self, inputs: Inputs) -> bool:
+        outputs = self._runner(self._weights, inputs)
+        seen = all(bool(output.isfinite().any()) for output in outputs)
+        self.known += [(inputs, outputs)] if seen else []
+        return seen
+
+    def _works(self, inputs: Inputs) -> bool:
+        try:
+            return self._keep(inputs)
+        except (RuntimeError, IndexError, ValueError, NotImplementedError):
+            return False
 
 
 def real(model: nn.Module, program: Program) -> dict[str, torch.Tensor]:
