@@ -197,6 +197,30 @@ def test_a_turn_that_no_example_turned_is_not_believed(turn):
     assert Group.ROTARY not in {space.group for space in otfuse.trace(model, (normal(2, 1, 6),)).spaces}
 
 
+SINGLE = {  # harmless where there is one example only
+    "turned over": lambda m, x: m.b(torch.tanh(m.a(x)).view(-1, len(x)).t()),
+    "cut in rows": lambda m, x: m.b(torch.tanh(m.a(x)).reshape(-1, 4).reshape(3, -1, 4).transpose(0, 1).flatten(1)),
+    "examples first among heads": lambda m, x: m.b(torch.tanh(m.a(x)).view(3, len(x), 4).transpose(0, 1).flatten(1)),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_units_that_one_example_does_not_mix_with_others_are_mixed_by_several(name):
+    model = randomise(Named(SINGLE[name], {"a": L(7, 12), "b": L(12, 4)}).eval(), 0)
+    graph = otfuse.trace(model, (normal(1, 7),))
+    assert Bench(model, (normal(3, 7),)).change(moves(graph.free)) < EXACT
+    assert graph.notes == ()
+
+
+def test_a_model_of_one_example_is_kept_as_it_is_and_the_graph_says_so():
+    model = randomise(Named(lambda m, x: m.b(torch.tanh(m.a(x)).view(1, 12)), {"a": L(7, 12), "b": L(12, 4)}).eval(), 0)
+    graph = otfuse.trace(model, (normal(1, 7),))
+    assert [(s.size, s.copies) for s in graph.free] == [(12, 1)]
+    assert graph.notes == (
+        "traced on one example, because several are not taken: what mixes examples with units would not be seen",
+    )
+
+
 class Counting(nn.Module):
     """Counts its calls, and writes into what it is given."""
 

@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from otfuse.errors import TraceError
 
@@ -70,6 +71,23 @@ def forward_keywords(model: nn.Module) -> dict[str, Any]:
 def split_inputs(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Example inputs as positional and keyword arguments."""
     return (tuple(inputs), {}) if isinstance(inputs, tuple) else ((), dict(inputs))
+
+
+def examples(inputs: Inputs) -> int:
+    """How many examples there are: the length of the first tensor (0 if there is none)."""
+    first = next((value for value in tree_leaves(split_inputs(inputs)) if isinstance(value, torch.Tensor)), None)
+    return int(first.shape[0]) if first is not None and first.ndim else 0
+
+
+def repeated(inputs: Inputs, times: int) -> Inputs:
+    """A single example so many times: every tensor of length one."""
+
+    def again(value: Any) -> Any:
+        single = isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1
+        return torch.cat([value] * times) if single else value
+
+    args, kwargs = tree_map(again, split_inputs(inputs))
+    return args if isinstance(inputs, tuple) else kwargs  # type: ignore[no-any-return]
 
 
 def lookup(config: Any, *names: str) -> Any:
