@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ import otfuse
 from named import Named
 from otfuse.core.space import Group
 from otfuse.errors import GateError, TraceError
+from otfuse.flow.verify import verify_graph
+from otfuse.program.export import export
 from otfuse.testing.law import EXACT, Bench, moves
 from otfuse.testing.record import normal, randomise
 
@@ -219,6 +222,44 @@ def test_a_model_of_one_example_is_kept_as_it_is_and_the_graph_says_so():
     assert graph.notes == (
         "traced on one example, because several are not taken: what mixes examples with units would not be seen",
     )
+
+
+BESIDE = {  # what comes out beside real numbers, and whether it leaves the units free
+    "number of the largest": (lambda _, h: h.argmax(-1), False),
+    "number of the largest, with its value": (lambda _, h: h.max(-1).indices, False),
+    "numbers of the two largest": (lambda _, h: h.topk(2).indices, False),
+    "order": (lambda _, h: h.argsort(), False),
+    "signs": (lambda _, h: h > 0, False),
+    "how many are positive": (lambda _, h: (h > 0).sum(-1), True),
+    "class": (lambda m, h: m.b(h).argmax(-1), True),
+    "complex": (lambda m, h: torch.complex(h, h), False),
+    "complex, imaginary part": (lambda m, h: torch.complex(h.sum(-1, keepdim=True).expand(3, 12), h), False),
+    "complex, conjugate": (lambda m, h: torch.polar(h.exp(), h).conj(), False),
+    "complex classes": (lambda m, h: torch.complex(m.b(h), m.b(h)), True),
+}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("name", BESIDE)
+def test_whole_and_complex_numbers_that_come_out_count(name, alone):
+    beside, free = BESIDE[name]
+
+    def forward(m, x):
+        h = torch.tanh(m.a(x))
+        return beside(m, h) if alone else (m.b(h), beside(m, h))
+
+    model = randomise(Named(forward, {"a": L(7, 12), "b": L(12, 4)}).eval(), 0)
+    check = otfuse.verify(model, (normal(3, 7),))
+    assert [s.size for s in check.graph.free] == [12] * free
+    assert check.error < 1e-8
+
+
+def test_a_wrong_order_in_whole_numbers_alone_does_not_pass_the_gate():
+    model = randomise(Named(lambda m, x: m.b(torch.tanh(m.a(x))).argmax(-1), {"a": L(7, 12), "b": L(12, 4)}).eval(), 0)
+    x = (normal(30, 7),)
+    graph = otfuse.trace(model, x)
+    units = replace(graph.free[0], members=graph.free[0].members[:1])
+    assert verify_graph(model, export(model, x), replace(graph, spaces=(units,))).error > 0.1
 
 
 class Counting(nn.Module):
