@@ -150,34 +150,45 @@ def test_what_is_free_obeys_the_law_on_other_inputs_and_what_theory_frees_is_fou
 
 
 def shown(m, x, marks):
-    """Units in another order where the marks say so."""
+    """One unit is added to all, picked by an operator without a rule, where the marks say so."""
     h = torch.tanh(m.a(x))
-    return m.b(torch.where(marks, h.flip(-1), h))
+    return m.b(h + marks * torch.rot90(h[:, None], 2, [1, 2])[:, 0, :1]) + m.d(torch.relu(m.c(x)))
 
 
-ONES, IDS = torch.ones(3, 1, dtype=torch.long), torch.full((3, 1), 5)
+def flipped(m, x, marks):
+    h = torch.tanh(m.a(x))
+    return m.b(torch.where(marks, h.flip(-1), h)) + m.d(torch.relu(m.c(x)))
+
+
+NUMBERS, MARKS = torch.full((3, 1), 5), torch.ones(3, 1, dtype=torch.long)
 HIDDEN = {  # the example input hides what a mask, a threshold or a number lets through
-    "mask": (lambda m, x, mask: m.b(torch.tanh(m.a(x)) + mask * torch.tanh(m.a(x)).cumsum(-1)), torch.zeros(3, 1)),
-    "threshold": (lambda m, x, _: m.b(torch.tanh(m.a(x)) + torch.relu(torch.tanh(m.a(x)).flip(-1) - 0.9)), torch.ones(1)),
-    "mask of whole numbers": (lambda m, x, mask: shown(m, x, mask == 0), ONES),
-    "mask of whole numbers, all zero": (lambda m, x, mask: shown(m, x, mask == 1), 0 * ONES),
+    "mask": (lambda m, x, mask: shown(m, x, mask > 0), torch.zeros(3, 1)),
+    "mask of whole numbers": (lambda m, x, mask: shown(m, x, mask == 0), MARKS),
+    "mask of whole numbers, all zero": (lambda m, x, mask: shown(m, x, mask == 1), 0 * MARKS),
     "mask of ones and zeros": (lambda m, x, mask: shown(m, x, mask == 0), torch.ones(3, 1)),
     "mask of which a row must keep something": (
         lambda m, x, mask: shown(m, x, mask[:, :1] == 0)
         * torch.zeros(3, 6).masked_fill(mask == 0, -torch.inf).softmax(-1).sum(-1, keepdim=True),
-        torch.ones(3, 6, dtype=torch.long),
+        MARKS.expand(3, 6),
     ),
-    "token numbers cut off": (lambda m, x, ids: shown(m, x, ids.clamp(max=5) < 5), IDS),
-    "read by number": (lambda m, x, ids: shown(m, x, torch.arange(6).index_select(0, ids[:, 0])[:, None] < 5), IDS),
-    "number beside a table that ends": (lambda m, x, ids: shown(m, x, ids[:, 1:] == 1) + m.table(ids[:, 0]), torch.zeros(3, 2, dtype=torch.long)),
+    "threshold": (lambda m, x, _: shown(m, x, x[:, :1] > 1), MARKS),
+    "token numbers cut off": (lambda m, x, ids: shown(m, x, ids.clamp(max=5) < 5), NUMBERS),
+    "read by number": (lambda m, x, ids: shown(m, x, torch.arange(6).index_select(0, ids[:, 0])[:, None] < 5), NUMBERS),
+    "number beside a table that ends": (lambda m, x, ids: shown(m, x, ids[:, 1:] == 1) + m.table(ids[:, 0]), 0 * MARKS.expand(3, 2)),
+    "number that is never drawn": (lambda m, x, ids: flipped(m, x, ids == 999), NUMBERS),
+    "value that is never drawn": (lambda m, x, _: flipped(m, x, x[:, :1] > 1e6), NUMBERS),
+    "running sum under a mark that is never drawn": (
+        lambda m, x, ids: m.b(torch.tanh(m.a(x)) + (ids == 999) * torch.tanh(m.a(x)).cumsum(-1)) + m.d(torch.relu(m.c(x))), NUMBERS
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HIDDEN)
 def test_an_order_that_the_example_hides_is_seen(name):
     forward, mask = HIDDEN[name]
-    model = randomise(Named(forward, {"a": L(7, 12), "b": L(12, 4), "table": nn.Embedding(2, 4)}).eval(), 0)
-    assert otfuse.trace(model, (0.1 * normal(3, 7), mask)).free == ()
+    layers = {"a": L(7, 12), "b": L(12, 4), "c": L(7, 200), "d": L(200, 4), "table": nn.Embedding(2, 4)}
+    model = randomise(Named(forward, layers).eval(), 0)
+    assert [s.size for s in otfuse.trace(model, (0.1 * normal(3, 7), mask)).free] == [200]
 
 
 def test_rows_of_which_a_mask_leaves_nothing_do_not_count_against_a_space():

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from otfuse.flow.dimensions import reduced_dimensions
 from otfuse.flow.op import Op
-from otfuse.flow.registry import UNKNOWN, Family, rule
+from otfuse.flow.registry import UNKNOWN, Family, operator_name, rule
 from otfuse.flow.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import fx
 
 
 @rule("topk", family=Family.ORDER)
@@ -84,7 +86,10 @@ def histogram(op: Op) -> Any:
 
 @rule("cumsum", "cumprod", "cummax", "logcumsumexp", "flip", "roll", "diff", family=Family.ORDER)
 def ordered(op: Op) -> Any:
-    """The named dimensions are pinned; what stands beside them passes, but is mixed along them."""
+    """The named dimensions are pinned; what stands beside them passes, but is mixed along them.
+
+    Their order is known to matter (no trial frees them), but where counts are summed to the ends of groups of rows.
+    """
     x = op.value(0)
     if op.name == "diff" and any(op.arg(i, name) is not None for i, name in ((3, "prepend"), (4, "append"))):
         return UNKNOWN
@@ -94,13 +99,22 @@ def ordered(op: Op) -> Any:
     dims = [d % len(x.axes) for d in given] if given else list(range(len(x.axes)))
     op.mix(x, dims)
     for d in dims:
-        op.algebra.pin(x.axes[d], op.name, soft=True)
+        op.algebra.pin(x.axes[d], op.name, soft=_ends_of_groups(op.node))
     axes = [
         op.algebra.axis(op.shape[d], pin="opaque") if d in dims and op.name == "diff" else a
         for d, a in enumerate(x.axes)
     ]
     result = x.with_axes(axes)
     return [result, result] if op.name == "cummax" else result  # values, and where they stood
+
+
+def _ends_of_groups(node: fx.Node) -> bool:
+    """Whether grouped products read the result, and nothing else, as the places where groups of rows end."""
+    users = [user for user in node.users if not operator_name(user).startswith("_assert")]
+    return bool(users) and all(
+        _ends_of_groups(user) if operator_name(user) in ("to", "_to_copy") else "grouped_mm" in operator_name(user)
+        for user in users
+    )
 
 
 @rule(
