@@ -226,6 +226,22 @@ def test_units_that_one_example_does_not_mix_with_others_are_mixed_by_several(na
     assert graph.notes == ()
 
 
+LENGTHS = {  # a number that is given looks like a factor of the units, or like nothing
+    "two examples": (SINGLE["turned over"], (2, 7)),
+    "one token": (lambda m, x: m.b(torch.tanh(m.a(x)).view(len(x), 12, -1).transpose(1, 2)), (2, 1, 7)),
+    "tokens that number units": (lambda m, x: m.b(nn.functional.pad(torch.tanh(m.a(x))[..., : x.shape[1]], (0, 12 - x.shape[1]))), (2, 12, 7)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_what_holds_for_one_number_of_examples_or_tokens_only_does_not_pass_the_gate(name):
+    forward, shape = LENGTHS[name]
+    model = randomise(Named(forward, {"a": L(7, 12), "b": L(12, 4)}).eval(), 0)
+    check = otfuse.verify(model, (normal(*shape),))
+    assert check.graph.free
+    assert check.error > 0.1
+
+
 def test_a_model_of_one_example_is_kept_as_it_is_and_the_graph_says_so():
     model = randomise(Named(lambda m, x: m.b(torch.tanh(m.a(x)).view(1, 12)), {"a": L(7, 12), "b": L(12, 4)}).eval(), 0)
     graph = otfuse.trace(model, (normal(1, 7),))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from itertools import chain
+from math import isfinite, prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from otfuse.errors import GateError
 from otfuse.flow.act import act, chance, draw, exchange, generators
 from otfuse.flow.others import other_inputs
 from otfuse.program.export import evaluating, quiet
-from otfuse.program.inputs import forward_keywords, split_inputs
+from otfuse.program.inputs import forward_keywords, resized, split_inputs, telling_number
 from otfuse.program.outputs import main_outputs
 from otfuse.program.run import Runner, default_dtype, raised
 
@@ -67,9 +68,22 @@ class Verification:
 
 
 def verify_graph(model: nn.Module, program: Program, graph: FlowGraph, *, seed: int = 0) -> Verification:
-    """The gate in float64 on randomised weights, every cast inside the module kept in float64."""
+    """The gate in float64 on randomised weights, every cast inside the module kept in float64.
+
+    Where the module takes another number of examples than it was traced on, or longer or shorter ones, the error counts
+    there too: in the one number, what mixes examples with units may look like a factor of the units.
+    """
     weights = randomised(model, program, seed)
-    return _verify(_Module(model, program, double=True), graph, weights, seed)
+    found = _verify(_Module(model, program, double=True), graph, weights, seed)
+    moved, number = act(_drawn(graph, seed), weights), telling_number(chain(*program.shapes.values()))
+    for dim in (0, 1):
+        run = _Module(model, replace(program, inputs=resized(program.inputs, number, dim)), double=True)
+        try:
+            error = change(run(moved), run(weights))
+        except Exception:  # noqa: BLE001, S112  # whatever a module says to inputs that it does not take
+            continue
+        found = replace(found, error=max(found.error, error)) if isfinite(error) else found
+    return found
 
 
 def verify_weights(model: nn.Module, program: Program, graph: FlowGraph, *, seed: int = 0) -> Verification:
@@ -191,7 +205,7 @@ def _verify(run: _Module, graph: FlowGraph, weights: dict[str, torch.Tensor], se
             "the model's own outputs hold values that are not numbers (NaN) on the inputs of the gate, so nothing can be "
             "proved; check its weights, or give other inputs (--data, example_inputs)"
         )
-    elements = [draw(space, seed) for space in graph.spaces if space.pinned is None]
+    elements = _drawn(graph, seed)
     error = change(run(act(elements, weights)), reference) if elements else 0.0
     pairs, control = _left_out(graph, seed), 0.0
     for space, member in pairs:
@@ -199,6 +213,10 @@ def _verify(run: _Module, graph: FlowGraph, weights: dict[str, torch.Tensor], se
         if control > _SHOWN:
             break
     return Verification(error, control if pairs else float("inf"), graph)
+
+
+def _drawn(graph: FlowGraph, seed: int) -> list[Element]:
+    return [draw(space, seed) for space in graph.spaces if space.pinned is None]
 
 
 def _left_out(graph: FlowGraph, seed: int) -> list[tuple[Space, Member]]:

@@ -12,7 +12,7 @@ import logging
 import operator
 import warnings
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,15 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from otfuse.errors import TraceError
-from otfuse.program.inputs import Inputs, example_inputs, examples, forward_keywords, repeated, split_inputs
+from otfuse.program.inputs import (
+    Inputs,
+    example_inputs,
+    examples,
+    forward_keywords,
+    resized,
+    split_inputs,
+    telling_number,
+)
 from otfuse.program.outputs import main_outputs
 
 if TYPE_CHECKING:
@@ -81,14 +89,8 @@ def export(model: nn.Module, inputs: Inputs | None = None) -> Program:
     inputs = example_inputs(model) if inputs is None else inputs
     if examples(inputs) == 1:
         with contextlib.suppress(TraceError):
-            return _traced(model, repeated(inputs, _telling(model)))
+            return _traced(model, resized(inputs, telling_number(chain(*stored(model)[1].values()))))
     return _traced(model, inputs)
-
-
-def _telling(model: nn.Module) -> int:
-    """The smallest prime that divides no stored dimension: so many examples are not taken for factors of units."""
-    sizes = {size for shape in stored(model)[1].values() for size in shape}
-    return next(n for n in count(2) if all(n % k for k in range(2, n)) and all(size % n for size in sizes))
 
 
 def _traced(model: nn.Module, inputs: Inputs) -> Program:
