@@ -211,6 +211,18 @@ def test_a_turn_that_no_example_turned_is_not_believed(turn):
     assert Group.ROTARY not in {space.group for space in otfuse.trace(model, (normal(2, 1, 6),)).spaces}
 
 
+@pytest.mark.parametrize(("second", "believed"), [(1.0, True), (2.0, False)])
+def test_a_turn_is_tried_at_other_positions_than_those_given(second, believed):
+    def forward(m, x, places):
+        table = places[:, None, :, None] * torch.tensor([1.0, 0.1])
+        angle = torch.cat([table, second * table], -1).to(x.dtype)
+        return rotary(lambda z: turned(z, angle.cos(), angle.sin()))[0](m, x)
+
+    model = randomise(Named(forward, rotary(true_turn)[1]).eval(), 0)
+    graph = otfuse.trace(model, (normal(2, 5, 6), torch.zeros(2, 5, dtype=torch.long)))
+    assert (Group.ROTARY in {space.group for space in graph.spaces}) == believed
+
+
 SINGLE = {  # harmless where there is one example only
     "turned over": lambda m, x: m.b(torch.tanh(m.a(x)).view(-1, len(x)).t()),
     "cut in rows": lambda m, x: m.b(torch.tanh(m.a(x)).reshape(-1, 4).reshape(3, -1, 4).transpose(0, 1).flatten(1)),
