@@ -79,7 +79,7 @@ def verify_graph(model: nn.Module, program: Program, graph: FlowGraph, *, seed: 
     for dim in (0, 1):
         run = _Module(model, replace(program, inputs=resized(program.inputs, number, dim)), double=True)
         try:
-            error = change(run(moved), run(weights))
+            error = change(run.itself(moved), run.itself(weights))
         except Exception:  # noqa: BLE001, S112  # whatever a module says to inputs that it does not take
             continue
         found = replace(found, error=max(found.error, error)) if isfinite(error) else found
@@ -249,7 +249,7 @@ class _Module:
         """Outputs; where the module itself cannot run in float64 (a kernel lacks it), those of its program."""
         if self._whole:
             try:
-                return self._module(weights)
+                return self.itself(weights)
             except RuntimeError:
                 if not self._double:
                     raise
@@ -262,7 +262,8 @@ class _Module:
                 f"{str(error).splitlines()[0][:200]}"
             ) from None
 
-    def _module(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def itself(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Outputs of the module, never of its program (which is of one size); it raises what the module raises."""
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}  # forward may write into them
         state = {
             name: weights[first].clone() if name in buffers else weights[first]
