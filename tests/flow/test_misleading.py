@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from torch.nn import functional
 
 import otfuse
 from named import Named
+from otfuse.core.space import Group
 from otfuse.errors import GateError, TraceError
+from otfuse.flow.verify import verify_graph
+from otfuse.program.export import export
 from otfuse.testing.law import EXACT, Bench, moves
 from otfuse.testing.record import normal, randomise
 
@@ -145,17 +149,156 @@ def test_what_is_free_obeys_the_law_on_other_inputs_and_what_theory_frees_is_fou
     assert otfuse.verify(model, (normal(*shapes[0]),)).error < 1e-8
 
 
-HIDDEN = {  # the example input hides what a mask or a threshold lets through
-    "mask": (lambda m, x, mask: m.b(torch.tanh(m.a(x)) + mask * torch.tanh(m.a(x)).cumsum(-1)), torch.zeros(3, 1)),
-    "threshold": (lambda m, x, _: m.b(torch.tanh(m.a(x)) + torch.relu(torch.tanh(m.a(x)).flip(-1) - 0.9)), torch.ones(1)),
+def shown(m, x, marks):
+    """One unit is added to all, picked by an operator without a rule, where the marks say so."""
+    h = torch.tanh(m.a(x))
+    return m.b(h + marks * torch.rot90(h[:, None], 2, [1, 2])[:, 0, :1]) + m.d(torch.relu(m.c(x)))
+
+
+def flipped(m, x, marks):
+    h = torch.tanh(m.a(x))
+    return m.b(torch.where(marks, h.flip(-1), h)) + m.d(torch.relu(m.c(x)))
+
+
+NUMBERS, MARKS = torch.full((3, 1), 5), torch.ones(3, 1, dtype=torch.long)
+HIDDEN = {  # the example input hides what a mask, a threshold or a number lets through
+    "mask": (lambda m, x, mask: shown(m, x, mask > 0), torch.zeros(3, 1)),
+    "mask of whole numbers": (lambda m, x, mask: shown(m, x, mask == 0), MARKS),
+    "mask of whole numbers, all zero": (lambda m, x, mask: shown(m, x, mask == 1), 0 * MARKS),
+    "mask of ones and zeros": (lambda m, x, mask: shown(m, x, mask == 0), torch.ones(3, 1)),
+    "mask of which a row must keep something": (
+        lambda m, x, mask: shown(m, x, mask[:, :1] == 0)
+        * torch.zeros(3, 6).masked_fill(mask == 0, -torch.inf).softmax(-1).sum(-1, keepdim=True),
+        MARKS.expand(3, 6),
+    ),
+    "threshold": (lambda m, x, _: shown(m, x, x[:, :1] > 1), MARKS),
+    "token numbers cut off": (lambda m, x, ids: shown(m, x, ids.clamp(max=5) < 5), NUMBERS),
+    "read by number": (lambda m, x, ids: shown(m, x, torch.arange(6).index_select(0, ids[:, 0])[:, None] < 5), NUMBERS),
+    "number beside a table that ends": (lambda m, x, ids: shown(m, x, ids[:, 1:] == 1) + m.table(ids[:, 0]), 0 * MARKS.expand(3, 2)),
+    "number that is never drawn": (lambda m, x, ids: flipped(m, x, ids == 999), NUMBERS),
+    "value that is never drawn": (lambda m, x, _: flipped(m, x, x[:, :1] > 1e6), NUMBERS),
+    "running sum under a mark that is never drawn": (
+        lambda m, x, ids: m.b(torch.tanh(m.a(x)) + (ids == 999) * torch.tanh(m.a(x)).cumsum(-1)) + m.d(torch.relu(m.c(x))), NUMBERS
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HIDDEN)
 def test_an_order_that_the_example_hides_is_seen(name):
     forward, mask = HIDDEN[name]
+    layers = {"a": L(7, 12), "b": L(12, 4), "c": L(7, 200), "d": L(200, 4), "table": nn.Embedding(2, 4)}
+    model = randomise(Named(forward, layers).eval(), 0)
+    assert [s.size for s in otfuse.trace(model, (0.1 * normal(3, 7), mask)).free] == [200]
+
+
+def test_rows_of_which_a_mask_leaves_nothing_do_not_count_against_a_space():
+    def routed(m, x, mask):
+        best, which = m.r(x).softmax(-1).topk(2)
+        h = torch.tanh(torch.einsum("bi,bkio->bko", x, m.experts[which]))
+        scores = (h @ h.transpose(1, 2)).masked_fill(mask[:, None] == 0, -torch.inf)  # a row of zeros is not a number
+        return m.b((best[:, None] @ (scores.softmax(-1) @ h))[:, 0])
+
+    layers = {"r": L(7, 5), "experts": tensor(5, 7, 6), "b": L(6, 4)}
+    mask = torch.tensor([[1, 1], [1, 0], [0, 0]])
+    model = randomise(Named(routed, layers).eval(), 0)
+    assert (5, 1) in {(s.size, s.copies) for s in otfuse.trace(model, (normal(3, 7), mask)).free}
+
+
+@pytest.mark.parametrize("turn", ["no turn: both halves added", "no turn: hyperbolic", "no turn: two angles"])
+def test_a_turn_that_no_example_turned_is_not_believed(turn):
+    (forward, layers), _, _ = CASES[turn]
+    model = randomise(Named(forward, layers).eval(), 0)
+    assert Group.ROTARY not in {space.group for space in otfuse.trace(model, (normal(2, 1, 6),)).spaces}
+
+
+@pytest.mark.parametrize(("second", "believed"), [(1.0, True), (2.0, False)])
+def test_a_turn_is_tried_at_other_positions_than_those_given(second, believed):
+    def forward(m, x, places):
+        table = places[:, None, :, None] * torch.tensor([1.0, 0.1])
+        angle = torch.cat([table, second * table], -1).to(x.dtype)
+        return rotary(lambda z: turned(z, angle.cos(), angle.sin()))[0](m, x)
+
+    model = randomise(Named(forward, rotary(true_turn)[1]).eval(), 0)
+    graph = otfuse.trace(model, (normal(2, 5, 6), torch.zeros(2, 5, dtype=torch.long)))
+    assert (Group.ROTARY in {space.group for space in graph.spaces}) == believed
+
+
+SINGLE = {  # harmless where there is one example only
+    "turned over": lambda m, x: m.b(torch.tanh(m.a(x)).view(-1, len(x)).t()),
+    "cut in rows": lambda m, x: m.b(torch.tanh(m.a(x)).reshape(-1, 4).reshape(3, -1, 4).transpose(0, 1).flatten(1)),
+    "examples first among heads": lambda m, x: m.b(torch.tanh(m.a(x)).view(3, len(x), 4).transpose(0, 1).flatten(1)),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_units_that_one_example_does_not_mix_with_others_are_mixed_by_several(name):
+    model = randomise(Named(SINGLE[name], {"a": L(7, 12), "b": L(12, 4)}).eval(), 0)
+    graph = otfuse.trace(model, (normal(1, 7),))
+    assert Bench(model, (normal(3, 7),)).change(moves(graph.free)) < EXACT
+    assert graph.notes == ()
+
+
+LENGTHS = {  # a number that is given looks like a factor of the units, or like nothing
+    "two examples": (SINGLE["turned over"], (2, 7)),
+    "one token": (lambda m, x: m.b(torch.tanh(m.a(x)).view(len(x), 12, -1).transpose(1, 2)), (2, 1, 7)),
+    "tokens that number units": (lambda m, x: m.b(nn.functional.pad(torch.tanh(m.a(x))[..., : x.shape[1]], (0, 12 - x.shape[1]))), (2, 12, 7)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_what_holds_for_one_number_of_examples_or_tokens_only_does_not_pass_the_gate(name):
+    forward, shape = LENGTHS[name]
     model = randomise(Named(forward, {"a": L(7, 12), "b": L(12, 4)}).eval(), 0)
-    assert otfuse.trace(model, (0.1 * normal(3, 7), mask)).free == ()
+    check = otfuse.verify(model, (normal(*shape),))
+    assert check.graph.free
+    assert check.error > 0.1
+
+
+def test_a_model_of_one_example_is_kept_as_it_is_and_the_graph_says_so():
+    model = randomise(Named(lambda m, x: m.b(torch.tanh(m.a(x)).view(1, 12)), {"a": L(7, 12), "b": L(12, 4)}).eval(), 0)
+    graph = otfuse.trace(model, (normal(1, 7),))
+    assert [(s.size, s.copies) for s in graph.free] == [(12, 1)]
+    assert graph.notes == (
+        "traced on one example, because several are not taken: what mixes examples with units would not be seen",
+    )
+
+
+BESIDE = {  # what comes out beside real numbers, and whether it leaves the units free
+    "number of the largest": (lambda _, h: h.argmax(-1), False),
+    "number of the largest, with its value": (lambda _, h: h.max(-1).indices, False),
+    "numbers of the two largest": (lambda _, h: h.topk(2).indices, False),
+    "order": (lambda _, h: h.argsort(), False),
+    "signs": (lambda _, h: h > 0, False),
+    "how many are positive": (lambda _, h: (h > 0).sum(-1), True),
+    "class": (lambda m, h: m.b(h).argmax(-1), True),
+    "complex": (lambda m, h: torch.complex(h, h), False),
+    "complex, imaginary part": (lambda m, h: torch.complex(h.sum(-1, keepdim=True).expand(3, 12), h), False),
+    "complex, conjugate": (lambda m, h: torch.polar(h.exp(), h).conj(), False),
+    "complex classes": (lambda m, h: torch.complex(m.b(h), m.b(h)), True),
+}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("name", BESIDE)
+def test_whole_and_complex_numbers_that_come_out_count(name, alone):
+    beside, free = BESIDE[name]
+
+    def forward(m, x):
+        h = torch.tanh(m.a(x))
+        return beside(m, h) if alone else (m.b(h), beside(m, h))
+
+    model = randomise(Named(forward, {"a": L(7, 12), "b": L(12, 4)}).eval(), 0)
+    check = otfuse.verify(model, (normal(3, 7),))
+    assert [s.size for s in check.graph.free] == [12] * free
+    assert check.error < 1e-8
+
+
+def test_a_wrong_order_in_whole_numbers_alone_does_not_pass_the_gate():
+    model = randomise(Named(lambda m, x: m.b(torch.tanh(m.a(x))).argmax(-1), {"a": L(7, 12), "b": L(12, 4)}).eval(), 0)
+    x = (normal(30, 7),)
+    graph = otfuse.trace(model, x)
+    units = replace(graph.free[0], members=graph.free[0].members[:1])
+    assert verify_graph(model, export(model, x), replace(graph, spaces=(units,))).error > 0.1
 
 
 class Counting(nn.Module):

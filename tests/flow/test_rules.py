@@ -22,6 +22,7 @@ for number, entry in zip(NUMBERED, CASES, strict=True):
 HARMLESS = {  # a rule tells the algebra something that this program or another record tells as well
     ("reduction", "uncontracted"): "the sum itself is recorded without the axis, which says the same",
     ("extreme", "uncontracted"): "the result is recorded without the axis, which says the same",
+    ("number_of_extreme", "uncontracted"): "the result is recorded without the axis, which says the same",
     ("weight_norm", "uncontracted"): "the gain is recorded without the axis that is summed, which says the same",
     ("native_batch_norm", "unpinned"): "the saved statistics of inference are empty",
     ("grouped_mm", "unpinned"): "the rows that are sorted by group come from a batch, which is pinned",

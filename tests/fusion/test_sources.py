@@ -12,6 +12,7 @@ import torch
 
 import otfuse
 from align_copies import UNITS, case, fuse
+from named import Named
 from otfuse.errors import DataError, DeviceError, MatchError, RecipeError, UsageError
 from otfuse.testing.examples import example
 
@@ -141,3 +142,10 @@ def test_a_device_without_numbers_is_refused():
     model = example("hf_vit").build(0)[0]
     with pytest.raises(DeviceError, match="meta"):
         otfuse.fuse([model, model], device="meta")
+
+
+def test_the_gate_takes_a_few_examples_and_whole_tables():
+    forward = lambda m, x, table: m.b(torch.tanh(m.a(x)) + table.sum(-1, keepdim=True))  # noqa: E731  # one line
+    models = [Named(forward, {"a": torch.nn.Linear(7, 12), "b": torch.nn.Linear(12, 4)}).eval() for _ in range(2)]
+    found = otfuse.fuse(models, "otfusion-wts", example_inputs=(torch.randn(6, 9, 7), torch.randn(9, 12)))
+    assert found.report.gate["error"] < 1e-4

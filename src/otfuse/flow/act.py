@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,6 +58,16 @@ def generators(space: Space, seed: int) -> list[Element]:
     swap[:, 0], swap[rows, cycle[:, 0]] = cycle[:, 0], 0
     alone[0] = cycle[0]
     return [Element(space, order=order) for order in (cycle, swap, alone)]
+
+
+def exchange(space: Space) -> Element:
+    """Real and imaginary part of all pairs exchanged: any turn of a pair by a table tells it from a turn."""
+    members = tuple(
+        replace(m, positions=m.positions.reshape(space.copies * space.size, -1, 2).swapaxes(1, 2))
+        for m in space.members
+    )
+    pairs = replace(space, size=2, copies=space.copies * space.size, group=Group.PERMUTATION, members=members)
+    return Element(pairs, order=np.tile([1, 0], (pairs.copies, 1)))
 
 
 def act(

@@ -15,9 +15,10 @@ from otfuse.flow.reach import Reach
 from otfuse.flow.registry import entry_of, operator_name
 from otfuse.flow.spaces import Draft, SpaceBuilder
 from otfuse.flow.whereabouts import where
+from otfuse.program.inputs import examples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from otfuse.core.graph import FlowNode
     from otfuse.core.space import Space
@@ -49,8 +50,14 @@ def derive(program: Program, *, holds: Callable[[Space], bool | None] = lambda _
         shapes=program.shapes,
         ties=program.ties,
         unread=tuple(name for name, first in program.ties.items() if first not in facts.live),
-        notes=tuple(f"no rule for {name} ({count} x)" for name, count in facts.unknown_names().items()),
+        notes=tuple(_notes(program, facts)),
     )
+
+
+def _notes(program: Program, facts: Facts) -> Iterator[str]:
+    yield from (f"no rule for {name} ({count} x)" for name, count in facts.unknown_names().items())
+    if examples(program.inputs) == 1:
+        yield "traced on one example, because several are not taken: what mixes examples with units would not be seen"
 
 
 def _uses(nodes: tuple[FlowNode, ...]) -> dict[str, str]:

@@ -33,7 +33,7 @@ def interpret(program: Program) -> Facts:
             facts.records.extend(values_in(facts.env[node]))
     for node in program.outputs:
         for value in values_in(facts.env[node]):
-            for axis in value.axes:
+            for axis in (*value.axes, value.points or ()):  # a number that comes out tells where it points
                 facts.algebra.pin(axis, "output")
     facts.records.extend(facts.stored.values())
     return facts

@@ -14,6 +14,7 @@ from otfuse.flow.verify import SpaceTrial, real, verify_weights
 from otfuse.fusion.differences import require_same_functions
 from otfuse.measure.probe import Side
 from otfuse.program.export import export
+from otfuse.program.inputs import examples, resized
 from otfuse.program.state import copied
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def check(models: Sequence[nn.Module], found: Sequence[Side], seed: int) -> Veri
         if side.program in seen:
             continue
         seen.append(side.program)
-        program = replace(side.program, inputs=_few(side.program.inputs))
+        few = min(_GATE_EXAMPLES, examples(side.program.inputs))
+        program = replace(side.program, inputs=resized(side.program.inputs, few))
         verification = verify_weights(model, program, side.graph, seed=seed)
         verification.require(GATE_TOLERANCE)
         first = first or verification
@@ -95,14 +97,3 @@ def _same_function(one: nn.Module, other: nn.Module) -> bool:
 def _settings(model: nn.Module) -> Any:
     config = getattr(model, "config", None)
     return None if config is None else {k: v for k, v in config.to_dict().items() if k not in _LABELS}
-
-
-def _few(inputs: Inputs) -> Inputs:
-    """The first examples of a batch: the gate needs no more."""
-
-    def first(value: Any) -> Any:
-        return value[:_GATE_EXAMPLES] if isinstance(value, torch.Tensor) and value.ndim else value
-
-    if isinstance(inputs, tuple):
-        return tuple(first(v) for v in inputs)
-    return {name: first(value) for name, value in inputs.items()}

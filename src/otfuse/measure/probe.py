@@ -14,6 +14,7 @@ import torch
 from otfuse.errors import DataError
 from otfuse.measure.moments import AbsoluteMean, Moments, PairMoments
 from otfuse.measure.observe import Part
+from otfuse.program.inputs import examples
 from otfuse.program.run import Runner
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def probe_batches(
     program: Program, data: Dataset, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[tuple[Part, Inputs]]:
     """Batches of the program's own size; the last is filled up with its own examples again."""
-    size = batch_size(program)
+    size = examples(program.inputs)
     for done, batch in enumerate(data.batches(size)):
         if progress is not None:
             progress(done * size, data.size)
@@ -172,12 +173,6 @@ def probe_batches(
         yield Part(batch.size, size), as_inputs(program, batch.take(rows))
     if progress is not None:
         progress(data.size, data.size)
-
-
-def batch_size(program: Program) -> int:
-    """How many examples the program takes at once."""
-    values = program.inputs if isinstance(program.inputs, tuple) else tuple(program.inputs.values())
-    return int(next(v for v in values if isinstance(v, torch.Tensor)).shape[0])
 
 
 def even(examples: int, most: int) -> int:

@@ -12,6 +12,7 @@ import logging
 import operator
 import warnings
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,15 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from otfuse.errors import TraceError
 from otfuse.program.angles import only_angles
-from otfuse.program.inputs import Inputs, example_inputs, forward_keywords, split_inputs
+from otfuse.program.inputs import (
+    Inputs,
+    example_inputs,
+    examples,
+    forward_keywords,
+    resized,
+    split_inputs,
+    telling_number,
+)
 from otfuse.program.outputs import main_outputs
 from otfuse.program.state import Slot, evaluating, held, slots
 
@@ -79,9 +88,18 @@ class _Main(nn.Module):
 def export(model: nn.Module, inputs: Inputs | None = None) -> Program:
     """Trace a module (in evaluation mode; it is left as it was) on example inputs, made from its config when None.
 
-    Works on the meta device. Raises TraceError naming the module and the reason.
+    A single example is repeated where the module takes several: what mixes examples with units cannot be told from what
+    moves units where there is one example only. Works on the meta device. Raises TraceError naming the module and the
+    reason.
     """
     inputs = example_inputs(model) if inputs is None else inputs
+    if examples(inputs) == 1:
+        with contextlib.suppress(TraceError):
+            return _traced(model, resized(inputs, telling_number(chain(*stored(model)[1].values()))))
+    return _traced(model, inputs)
+
+
+def _traced(model: nn.Module, inputs: Inputs) -> Program:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     args, kwargs = split_inputs(inputs)
     args = tuple(_to(value, device) for value in args)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from otfuse.errors import TraceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import nn
 
@@ -70,6 +72,33 @@ def forward_keywords(model: nn.Module) -> dict[str, Any]:
 def split_inputs(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Example inputs as positional and keyword arguments."""
     return (tuple(inputs), {}) if isinstance(inputs, tuple) else ((), dict(inputs))
+
+
+def examples(inputs: Inputs, dim: int = 0) -> int:
+    """How many examples there are (or how long they are along ``dim``), as the first tensor has it; 0 if it has not."""
+    first = next((value for value in tree_leaves(split_inputs(inputs)) if isinstance(value, torch.Tensor)), None)
+    return int(first.shape[dim]) if first is not None and first.ndim > dim else 0
+
+
+def resized(inputs: Inputs, number: int, dim: int = 0) -> Inputs:
+    """The inputs with so many examples (or so long along ``dim``): those given, again and again.
+
+    Every tensor as long there as the first one counts as one of them.
+    """
+    given = examples(inputs, dim)
+
+    def again(value: Any) -> Any:
+        held = isinstance(value, torch.Tensor) and value.ndim > dim and value.shape[dim] == given > 0
+        return value.index_select(dim, torch.arange(number, device=value.device) % given) if held else value
+
+    args, kwargs = tree_map(again, split_inputs(inputs))
+    return args if isinstance(inputs, tuple) else kwargs  # type: ignore[no-any-return]
+
+
+def telling_number(sizes: Iterable[int]) -> int:
+    """The smallest prime that divides none of these sizes: so many places are not taken for a factor of units."""
+    known = set(sizes)
+    return next(n for n in count(2) if all(n % k for k in range(2, n)) and all(size % n for size in known))
 
 
 def lookup(config: Any, *names: str) -> Any:

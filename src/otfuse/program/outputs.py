@@ -13,10 +13,11 @@ _SIDE = ("encoder_", "decoder_")
 
 
 def main_outputs(result: Any) -> tuple[torch.Tensor, ...]:
-    """The floating tensors of ``result`` that predictions are made of.
+    """The tensors of ``result`` that predictions are made of; complex ones by their real and imaginary parts.
 
     Of a mapping (a Hugging Face output): the logits where there are any, else everything that is neither a cache, nor
-    the record of inner states, nor what belongs to one side of an encoder-decoder. Of anything else: all tensors.
+    the record of inner states, nor what belongs to one side of an encoder-decoder. Of anything else: all tensors, whole
+    numbers and masks too, which must stay exactly what they are.
     """
     if isinstance(result, Mapping):
         kept = {
@@ -26,14 +27,14 @@ def main_outputs(result: Any) -> tuple[torch.Tensor, ...]:
         }
         logits = {name: value for name, value in kept.items() if "logits" in name}
         result = list((logits or kept or dict(result)).values())
-    return tuple(_floating(result))
+    return tuple(_tensors(result))
 
 
-def _floating(value: Any) -> list[torch.Tensor]:
+def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        return [value] if value.is_floating_point() else []
+        return [torch.view_as_real(value.resolve_conj()) if value.is_complex() else value]
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (tuple, list)):
-        return [tensor for item in value for tensor in _floating(item)]
+        return [tensor for item in value for tensor in _tensors(item)]
     return []

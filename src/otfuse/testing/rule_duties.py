@@ -28,6 +28,8 @@ def pins() -> Iterator[RuleCase]:
     """The order of the units means something, and this operator alone says so."""
     yield through("topk", lambda _, h: h.topk(4, -1).indices.to(h.dtype), "", leave=4)
     yield through("max", lambda _, h: h.max(-1, keepdim=True).indices.to(h.dtype), "", leave=1)
+    yield through("argmax", lambda _, h: h.argmax(-1, True).to(h.dtype), "", leave=1)
+    yield through("argmin", lambda _, h: h * h.argmin(), "")
     yield through("sort", lambda _, h: h.sort(-1).indices.to(h.dtype), "")
     yield through("roll", lambda _, h: h.roll(1, -1), "")
     yield through("gather", lambda _, h: h.gather(1, torch.tensor([[1, 4]]).expand(3, 2)), "", leave=2)

@@ -40,7 +40,7 @@ def softmax(op: Op) -> Any:
     "pointwise", "where", "__and__", "__or__", "__xor__", "floor_divide", "masked_fill", "masked_fill_", "hardswish",
     "hardswish_", "fill_", "copy_", "lerp", "bitwise_and", "rrelu", "threshold", "multiply", "multiply_", "divide",
     "divide_", "subtract", "subtract_", "absolute", "negative", "greater", "greater_equal", "less", "less_equal",
-    "not_equal", "isclose", "gelu_", "log_sigmoid",
+    "not_equal", "isclose", "gelu_", "log_sigmoid", "complex", "polar", "real", "imag", "conj", "_conj", "resolve_conj",
     family=Family.POINTWISE,
 )  # fmt: skip
 def pointwise(op: Op) -> Any:

@@ -89,7 +89,7 @@ def index_put(op: Op) -> Any:
     op.mix(x, places)
     op.mix(written, range(len(written.axes)))
     for axis in (*(x.axes[i] for i in places), *rows):
-        op.algebra.pin(axis, "indexed", soft=True)
+        op.algebra.pin(axis, "indexed")
     for own, axis in zip(reversed(_indexed(x, places, rows)), reversed(written.axes), strict=False):
         op.algebra.unify(own, axis)
     return x.with_axes(x.axes)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otfuse.flow.dimensions import reduced_dimensions
 from otfuse.flow.op import Op
-from otfuse.flow.registry import UNKNOWN, Family, rule
+from otfuse.flow.registry import UNKNOWN, Family, operator_name, rule
 from otfuse.flow.value import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import fx
 
 
 @rule("topk", family=Family.ORDER)
@@ -44,15 +49,30 @@ def extreme(op: Op) -> Any:
     if isinstance(given, Value):  # the larger of two tensors
         return op.broadcast([x, given])
     dims = list(range(len(x.axes))) if given is None else [given % len(x.axes)]
-    numbered = given is not None and any(user.args[1] == 1 and user.users for user in op.node.users)
+    result = _forgotten(op, x, dims)
+    if given is not None and any(user.args[1] == 1 and user.users for user in op.node.users):
+        op.algebra.pin(x.axes[dims[0]], op.name, soft=True)
+    return result if given is None else [result, replace(result, points=x.axes[dims[0]])]
+
+
+@rule("argmax", "argmin", family=Family.ORDER)
+def number_of_extreme(op: Op) -> Any:
+    """The number of the extreme points into the axis; among all of them, it tells every axis."""
+    x, given = op.value(0), op.arg(1, "dim")
+    dims = list(range(len(x.axes))) if given is None else [given % len(x.axes)]
+    result = _forgotten(op, x, dims)
+    for d in dims:
+        op.algebra.pin(x.axes[d], op.name, soft=given is not None)
+    return result if given is None else replace(result, points=x.axes[dims[0]])
+
+
+def _forgotten(op: Op, x: Value, dims: Sequence[int]) -> Value:
+    """What is left where these dimensions are summed over, or kept with length one."""
     for d in dims:
         rest = [a for i, a in enumerate(x.axes) if i != d]
         op.contract(x.axes[d], rest, [a for i, a in enumerate(x.axes) if i not in dims])
-        if numbered:
-            op.algebra.pin(x.axes[d], op.name, soft=True)
     keep = len(op.shape) == len(x.axes)
-    result = x.with_axes([() if i in dims else a for i, a in enumerate(x.axes) if keep or i not in dims])
-    return result if given is None else [result, replace(result, points=x.axes[dims[0]])]
+    return x.with_axes([() if i in dims else a for i, a in enumerate(x.axes) if keep or i not in dims])
 
 
 @rule("histc", family=Family.ORDER)
@@ -66,7 +86,10 @@ def histogram(op: Op) -> Any:
 
 @rule("cumsum", "cumprod", "cummax", "logcumsumexp", "flip", "roll", "diff", family=Family.ORDER)
 def ordered(op: Op) -> Any:
-    """The named dimensions are pinned; what stands beside them passes, but is mixed along them."""
+    """The named dimensions are pinned; what stands beside them passes, but is mixed along them.
+
+    Their order is known to matter (no trial frees them), but where counts are summed to the ends of groups of rows.
+    """
     x = op.value(0)
     if op.name == "diff" and any(op.arg(i, name) is not None for i, name in ((3, "prepend"), (4, "append"))):
         return UNKNOWN
@@ -76,13 +99,22 @@ def ordered(op: Op) -> Any:
     dims = [d % len(x.axes) for d in given] if given else list(range(len(x.axes)))
     op.mix(x, dims)
     for d in dims:
-        op.algebra.pin(x.axes[d], op.name, soft=True)
+        op.algebra.pin(x.axes[d], op.name, soft=_ends_of_groups(op.node))
     axes = [
         op.algebra.axis(op.shape[d], pin="opaque") if d in dims and op.name == "diff" else a
         for d, a in enumerate(x.axes)
     ]
     result = x.with_axes(axes)
     return [result, result] if op.name == "cummax" else result  # values, and where they stood
+
+
+def _ends_of_groups(node: fx.Node) -> bool:
+    """Whether grouped products read the result, and nothing else, as the places where groups of rows end."""
+    users = [user for user in node.users if not operator_name(user).startswith("_assert")]
+    return bool(users) and all(
+        _ends_of_groups(user) if operator_name(user) in ("to", "_to_copy") else "grouped_mm" in operator_name(user)
+        for user in users
+    )
 
 
 @rule(
@@ -93,12 +125,7 @@ def ordered(op: Op) -> Any:
 def reduction(op: Op) -> Any:
     """The axis is summed over."""
     x = op.value(0)
-    dims = reduced_dimensions(op.node, len(x.axes))
-    for d in dims:
-        rest = [a for i, a in enumerate(x.axes) if i != d]
-        op.contract(x.axes[d], rest, [a for i, a in enumerate(x.axes) if i not in dims])
-    keep = len(op.shape) == len(x.axes)
-    return x.with_axes([() if i in dims else a for i, a in enumerate(x.axes) if keep or i not in dims])
+    return _forgotten(op, x, reduced_dimensions(op.node, len(x.axes)))
 
 
 @rule(
