@@ -19,8 +19,8 @@ from otfuse.flow.derive import derive
 from otfuse.flow.match import require_match
 from otfuse.flow.registry import RULES, Family, rule
 from otfuse.flow.verify import SpaceTrial, Verification, verify_graph, verify_weights
-from otfuse.flow.whereabouts import where
 from otfuse.program.export import export
+from otfuse.program.whereabouts import where
 from otfuse.testing.examples import EXAMPLES
 from otfuse.testing.record import randomise
 

@@ -14,7 +14,7 @@ from otfuse.flow.op import Op
 from otfuse.flow.registry import UNKNOWN, entry_of, operator_name
 from otfuse.flow.rules.stack import on_stack
 from otfuse.flow.value import Stacked, Value, values_in
-from otfuse.flow.whereabouts import where
+from otfuse.program.whereabouts import where
 
 if TYPE_CHECKING:
     from torch import fx
