@@ -48,6 +48,16 @@ def into(write):
     return forward, {"a": L(7, 8), "b": L(8, 3)}
 
 
+def heads(step):
+    """Six heads of four units, and what happens to them before a layer reads all."""
+    layers = {"a": nn.Linear(7, 24), "b": nn.Linear(24, 4), "w": tensor(6, 4)}
+    return (lambda m, x: m.b(torch.tanh(step(m, torch.tanh(m.a(x)).view(-1, 6, 4))).flatten(1))), layers
+
+
+def spread(h):
+    return h[:, :, None].expand(-1, -1, h.shape[1], -1)
+
+
 def with_gradient(zeros, h):
     with torch.enable_grad():
         zeros[:, :4].add_(h[:, 4:])
@@ -112,6 +122,12 @@ LATENT = {"latent": tensor(6, 10), "q": L(10, 8), "k": L(10, 8), "v": L(10, 8), 
 CASES = {  # name -> (forward, layers), shapes traced on and not seen, spaces expected as {(size, copies): how many}
     "cumsum over heads": ((lambda m, x: m.b(torch.tanh(m.a(x)).view(-1, 3, 5).cumsum(1).flatten(1)), GROUPS), VECTORS, {(5, 1): 1}),
     "flip over heads": ((lambda m, x: m.b(torch.tanh(m.a(x)).view(-1, 3, 5).flip(1).flatten(1)), GROUPS), VECTORS, {(5, 1): 1}),
+    "heads in two orders": (heads(lambda m, h: h + h.view(-1, 2, 3, 4).transpose(1, 2).reshape(-1, 6, 4)), VECTORS, {(4, 1): 1}),
+    "heads repeated and cut": (heads(lambda m, h: h + h.repeat(1, 2, 1)[:, 1:7]), VECTORS, {(4, 1): 1}),
+    "heads repeated and taken by twos": (heads(lambda m, h: h + h.repeat(1, 2, 1)[:, 1::2]), VECTORS, {(4, 1): 1}),
+    "heads spread over heads": (
+        heads(lambda m, h: torch.einsum("bhwu,wu->bhw", spread(h), m.w).mean(2, keepdim=True) + h * m.w), VECTORS, {(4, 1): 1, (6, 1): 1}
+    ),
     "instance norm over heads": (
         (lambda m, x: m.b(functional.instance_norm(torch.tanh(m.a(x)).view(-1, 3, 5).transpose(1, 2)).transpose(1, 2).flatten(1)), GROUPS),
         VECTORS, {(5, 1): 1, (3, 5): 1},

@@ -59,6 +59,20 @@ def test_an_operator_without_a_rule_is_named_with_place_and_remedy():
     assert "\n" not in str(caught.value)
 
 
+def test_a_view_as_another_type_is_no_layout():
+    class Bits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down, self.head = nn.Linear(6, 4), nn.Linear(6, 300), nn.Linear(300, 3)
+
+        def forward(self, x):
+            bits = self.up(x).view(torch.int8).cumsum(-1).sum(-1, keepdim=True)
+            return self.head(torch.relu(self.down(x))) * bits
+
+    graph = otfuse.trace(randomise(Bits(), 0), (torch.randn(3, 6),))
+    assert next(s for s in graph.spaces if s.size == 4).pinned == "no rule for view.dtype"
+
+
 def test_a_symmetry_under_rotations_only_is_not_taken_for_all_permutations():
     graph = otfuse.trace(randomise(Cyclic(), 0), (torch.randn(3, 6),))
     assert all(space.size != 4 for space in graph.free)
