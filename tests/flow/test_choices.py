@@ -172,3 +172,11 @@ def test_units_of_experts_have_a_map_each_only_where_one_choice_tells_the_expert
     assert members == {(9, copies)}
     for examples in (6, 12):
         assert Bench(model, (normal(examples, 7, seed=1),)).change(moves(graph.free, 1)) < EXACT
+
+
+def test_an_example_of_one_hides_what_moves_along_the_batch():
+    forward = between(lambda m, h, c: h + h.roll(1, 0))
+    model = Named(forward, {"router": nn.Linear(7, 4), "up": tensor(4, 9, 7), "down": tensor(4, 5, 9)})
+    model = randomise(model.eval(), 0)
+    graph = otfuse.trace(model, (normal(1, 7),))
+    assert Bench(model, (normal(6, 7, seed=1),)).change(moves(graph.free, 1)) < EXACT

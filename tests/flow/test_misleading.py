@@ -251,9 +251,15 @@ def test_writing_into_memory_that_nothing_tells_of_is_refused(name):
         otfuse.trace(Named(*into(MEMORY[name])), (normal(3, 7),))
 
 
+@torch.library.custom_op("otfuse_tests::add_into", mutates_args=("z",))
+def add_into(z: torch.Tensor, h: torch.Tensor) -> None:
+    z.add_(h)
+
+
 UNMENDED = {  # what functionalization makes of it has no rule, or it cannot make it plain
     "_foreach_add": (lambda z, h: torch._foreach_add_([z], [h]), RuleError),
     "instance_norm": (lambda z, h: functional.instance_norm(h.t()[None], z[0], z[1] + 1, use_input_stats=True), TraceError),
+    "auto_functionalized": (add_into, RuleError),
     "wrap_with_autocast": (in_bfloat16, TraceError),
 }  # fmt: skip
 

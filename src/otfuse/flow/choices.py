@@ -83,7 +83,8 @@ class Choices:
         self.forgotten: list[tuple[set[Atom], set[Atom]]] = []  # leaves that stand beside, and leaves chosen
         for choice in choices:
             chosen, places = set(algebra.leaves(choice.chosen)), sum(choice.places, ())
-            if algebra.flat(places) and self._followed(places):
+            single = 1 in choice.origin.meta["val"].shape  # what other inputs have there may move
+            if algebra.flat(places) and not single and self._followed(places):
                 self._known.append((choice.origin, chosen, set(algebra.flat(places)), set(algebra.leaves(places))))
             else:
                 self.forgotten.append((set(algebra.leaves(sum(choice.taken, ()))), chosen))
