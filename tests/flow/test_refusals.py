@@ -19,8 +19,8 @@ from otfuse.flow.derive import derive
 from otfuse.flow.match import require_match
 from otfuse.flow.registry import RULES, Family, rule
 from otfuse.flow.verify import SpaceTrial, Verification, verify_graph, verify_weights
-from otfuse.flow.whereabouts import where
 from otfuse.program.export import export
+from otfuse.program.whereabouts import where
 from otfuse.testing.examples import EXAMPLES
 from otfuse.testing.record import randomise
 
@@ -57,6 +57,20 @@ def test_an_operator_without_a_rule_is_named_with_place_and_remedy():
     with pytest.raises(RuleError, match=message) as caught:
         otfuse.trace(randomise(Mixed(), 0), (torch.randn(3, 6),))
     assert "\n" not in str(caught.value)
+
+
+def test_a_view_as_another_type_is_no_layout():
+    class Bits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down, self.head = nn.Linear(6, 4), nn.Linear(6, 300), nn.Linear(300, 3)
+
+        def forward(self, x):
+            bits = self.up(x).view(torch.int8).cumsum(-1).sum(-1, keepdim=True)
+            return self.head(torch.relu(self.down(x))) * bits
+
+    graph = otfuse.trace(randomise(Bits(), 0), (torch.randn(3, 6),))
+    assert next(s for s in graph.spaces if s.size == 4).pinned == "no rule for view.dtype"
 
 
 def test_a_symmetry_under_rotations_only_is_not_taken_for_all_permutations():

@@ -49,7 +49,7 @@ def told(number):
     """What the rule tells the algebra in its case, by the mutation that would keep it from telling."""
     seen, operator = set(), case(number).operator
     entry, patch = RULES[operator], pytest.MonkeyPatch()
-    axis, pin, unify, contract = Algebra.axis, Algebra.pin, Algebra.unify, Op.contract
+    axis, pin, unify, contract, choose = Algebra.axis, Algebra.pin, Algebra.unify, Op.contract, Op.choose
 
     def noting_axis(self, size, *, pin=None, wild=False):
         seen.update({"unpinned"} if pin and size > 1 else (), {"unwild"} if wild and size > 1 else ())
@@ -67,11 +67,16 @@ def told(number):
         seen.update({"uncontracted"} if inner else ())
         contract(self, inner, aligned, kept)
 
+    def noting_choose(self, *arguments):
+        seen.add("unchosen")
+        choose(self, *arguments)
+
     def spy(op):
         with patch.context() as inside:
             for name, noting in (("axis", noting_axis), ("pin", noting_pin), ("unify", noting_unify)):
                 inside.setattr(Algebra, name, noting)
             inside.setattr(Op, "contract", noting_contract)
+            inside.setattr(Op, "choose", noting_choose)
             return entry.apply(op)
 
     with patch.context() as outside:

@@ -35,7 +35,6 @@ class _Cell:
     hard: set[str] = field(default_factory=set)
     soft: set[str] = field(default_factory=set)
     tags: set[str] = field(default_factory=set)
-    carries: set[Atom] = field(default_factory=set)  # atoms whose index is known wherever this one is indexed
     wild: bool = False  # constant along this axis: every use gets a fresh copy (let-polymorphism)
 
 
@@ -112,11 +111,6 @@ class Algebra:
         for leaf in set(self.leaves(axis)):
             self._cells[leaf].tags.add(tag)
 
-    def carry(self, axis: Axis, atoms: Sequence[Atom]) -> None:
-        """Where a leaf of the axis is indexed, the index of ``atoms`` is known too."""
-        for leaf in set(self.leaves(axis)):
-            self._cells[leaf].carries.update(atoms)
-
     def fresh(self, axes: Sequence[Axis]) -> list[Axis]:
         """The axes of one use of a tensor: wild leaves renamed, the same leaf to the same name."""
         names: dict[Atom, Atom] = {}
@@ -144,7 +138,6 @@ class Algebra:
             other = self._cells[leaf]
             other.hard |= cell.hard
             other.soft |= cell.soft
-            other.carries |= cell.carries
             other.wild = other.wild or (cell.wild and wild)
 
     def split(self, atom: Atom, left: int) -> tuple[Axis, Axis]:
@@ -287,8 +280,7 @@ class Algebra:
             for leaf in {b, *self.leaves((b,))}:
                 self._cells[leaf].wild = self._cells[leaf].wild and lesser.wild
             root.tags |= lesser.tags
-            self._inherit(_Cell(0, 0, hard=lesser.hard, soft=lesser.soft, carries=lesser.carries),
-                          list(self.leaves((b,))), wild=False)  # fmt: skip
+            self._inherit(_Cell(0, 0, hard=lesser.hard, soft=lesser.soft), list(self.leaves((b,))), wild=False)
             return
         mine, other, parts = list(lesser.parts), list(root.parts), list[Axis]()
         while mine:  # two sums: common refinement of the cut points

@@ -14,8 +14,8 @@ from otfuse.flow.interpret import interpret
 from otfuse.flow.reach import Reach
 from otfuse.flow.registry import entry_of, operator_name
 from otfuse.flow.spaces import Draft, SpaceBuilder
-from otfuse.flow.whereabouts import where
 from otfuse.program.inputs import examples
+from otfuse.program.whereabouts import where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

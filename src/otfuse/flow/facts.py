@@ -12,6 +12,7 @@ from otfuse.flow.axes import Algebra, Axis
 if TYPE_CHECKING:
     from torch import fx
 
+    from otfuse.flow.choices import Choice
     from otfuse.flow.value import Value
 
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class Facts:
     """``stored``: value of every stored tensor by name, ``live`` those an output depends on; ``records``: every value.
 
-    ``contractions``: (axis summed over, axes aligned on both sides, axes that remain); ``unknown``: operators without a rule that read
+    ``choices``: where something was taken by number; ``contractions``: (axis summed over, axes aligned on both sides, axes that remain); ``unknown``: operators without a rule that read
     something derived from a parameter, with their nodes; ``env``: value(s) of every node.
     """
 
@@ -27,6 +28,7 @@ class Facts:
     stored: dict[str, Value] = field(default_factory=dict)
     live: set[str] = field(default_factory=set)
     records: list[Value] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     contractions: list[tuple[Axis, tuple[Axis, ...], tuple[Axis, ...]]] = field(default_factory=list)
     unknown: list[fx.Node] = field(default_factory=list)
     env: dict[fx.Node, Any] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from otfuse.flow.parts import Part, rerouted, take_apart
 from otfuse.flow.tokens import token_axis
 from otfuse.flow.value import values_in
 from otfuse.flow.walk import walk
-from otfuse.flow.whereabouts import where
+from otfuse.program.whereabouts import where
 
 if TYPE_CHECKING:
     from otfuse.core.space import Space

@@ -14,7 +14,7 @@ from otfuse.flow.op import Op
 from otfuse.flow.registry import UNKNOWN, entry_of, operator_name
 from otfuse.flow.rules.stack import on_stack
 from otfuse.flow.value import Stacked, Value, values_in
-from otfuse.flow.whereabouts import where
+from otfuse.program.whereabouts import where
 
 if TYPE_CHECKING:
     from torch import fx
@@ -88,8 +88,12 @@ def _fallback(facts: Facts, node: fx.Node, op: Op) -> Any:
                 facts.algebra.pin(axis, f"no rule for {operator_name(node)}", soft=True)
     if derived:
         facts.unknown.append(node)
-    results = [op.opaque(shape, derived=derived) for shape in op.shapes]
-    return results if isinstance(node.meta.get("val"), (list, tuple)) else (results[0] if results else None)
+    held = node.meta.get("val")
+    results = [  # what is no tensor keeps its place among them
+        op.opaque([int(n) for n in item.shape], derived=derived) if isinstance(item, torch.Tensor) else None
+        for item in (held if isinstance(held, (list, tuple)) else [held])
+    ]
+    return results if isinstance(held, (list, tuple)) else results[0]
 
 
 def _check(facts: Facts, op: Op, result: Any) -> None:

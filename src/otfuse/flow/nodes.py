@@ -11,7 +11,7 @@ import torch
 
 from otfuse.core.graph import NodeKind, Piece, Reading
 from otfuse.flow.carried import nodes_of, numbered, row
-from otfuse.flow.whereabouts import called
+from otfuse.program.whereabouts import called
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,6 +9,7 @@ from torch import fx
 
 from otfuse.core.space import Role
 from otfuse.flow.axes import Axis, MisfitError
+from otfuse.flow.choices import Choice
 from otfuse.flow.registry import operator_name
 from otfuse.flow.value import Stacked, Value
 
@@ -61,13 +62,19 @@ class Op:
             if isinstance(found, Stacked):
                 found = self.collapse(found)
             if isinstance(found, Value) and not found.stored:
-                return Value(
-                    tuple(self.algebra.fresh(found.axes)), found.derived, found.points, found.tensor, found.dims
-                )
+                return self._used(found)
             return found
         if isinstance(argument, (list, tuple)):
             return [self._read(a) for a in argument]
         return argument
+
+    def _used(self, value: Value) -> Value:
+        """One use of a value: its wild leaves have names of their own, by which this use may be tied and no other."""
+        axes = tuple(self.algebra.fresh(value.axes))
+        used = Value(axes, value.derived, value.points, value.tensor, value.dims)
+        if any(self.algebra.cell(leaf).wild for axis in axes for leaf in axis):
+            self.facts.records.append(used)
+        return used
 
     # -- results -----------------------------------------------------------------------------------------------------
     @property
@@ -104,6 +111,11 @@ class Op:
         ``aligned`` are the axes on which both sides have the same index, ``kept`` all axes of the operands that remain.
         """
         self.facts.contractions.append((inner, tuple(aligned), tuple(kept)))
+
+    def choose(self, made: fx.Node, chosen: Axis, places: Sequence[Axis], taken: Sequence[Axis]) -> None:
+        """At ``places`` stands what the numbers of ``made`` pick along ``chosen``, with the axes ``taken`` beside it."""
+        varying = [tuple(a for a in self.algebra.flat(axis) if not self.algebra.cell(a).wild) for axis in places]
+        self.facts.choices.append(Choice(made, chosen, tuple(varying), tuple(taken)))
 
     def mix(self, value: Value, dims: Sequence[int]) -> None:
         """Values at different places along these dimensions meet: what stands beside cannot have moved by the place."""

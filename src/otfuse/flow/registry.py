@@ -75,7 +75,8 @@ def operator_name(node: fx.Node) -> str:
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return str(getattr(node.target, "__name__", node.target))
-    return str(schema.name).removeprefix("aten::")
+    name = str(schema.name).removeprefix("aten::")
+    return "view.dtype" if (name, schema.overload_name) == ("view", "dtype") else name  # other numbers, no layout
 
 
 def argument(node: fx.Node, index: int, name: str = "", default: Any = None) -> Any:

@@ -8,8 +8,8 @@ same class and sizes.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
-import operator
 import warnings
 from dataclasses import dataclass
 from itertools import chain
@@ -30,6 +30,7 @@ from otfuse.program.inputs import (
     split_inputs,
     telling_number,
 )
+from otfuse.program.memory import clashes, written
 from otfuse.program.outputs import main_outputs
 from otfuse.program.state import Slot, evaluating, held, slots
 
@@ -59,7 +60,10 @@ class Program:
     caches: tuple[Slot, ...] = ()
 
     def live(self) -> set[fx.Node]:
-        """Nodes that an output depends on, and those that write into such a node: dead code must not constrain."""
+        """Nodes that an output depends on: dead code must not constrain.
+
+        What is read after a write is named by the operator that wrote (memory.py).
+        """
         todo, live = list(self.outputs), set[fx.Node]()
         while todo:
             node = todo.pop()
@@ -67,7 +71,6 @@ class Program:
                 continue
             live.add(node)
             todo += node.all_input_nodes
-            todo += [user for user in node.users if writes(user) and user.args[0] is node]
         return live
 
 
@@ -112,10 +115,10 @@ def _traced(model: nn.Module, inputs: Inputs) -> Program:
             f"{type(model).__name__} cannot be traced by torch.export: {reason.strip()[:300]}; "
             "give other example_inputs, or rewrite that part of forward without branches on data"
         ) from error
+    _refuse_hidden_writes(model, _clashes(exported))
     program = _program(model, exported, inputs, caches)
     _refuse_left_over(model, program)
     _refuse_unknown_sizes(model, program)
-    _refuse_hidden_writes(model, program)
     return program
 
 
@@ -130,7 +133,8 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         main = _Main(model, lambda: filled.update(slot for slot in without if held(model, slot)))
         with evaluating(model, without), quiet(), torch.no_grad():
             exported = torch.export.export(main, args, kwargs, strict=False)
-            if any(_writes_through_view(node) for node in exported.graph.nodes):  # writes through views made plain
+            found = _clashes(exported)
+            if found and all(told for _, told in found):  # writes through views are made plain
                 exported = exported.run_decompositions({})
         return exported, filled
 
@@ -173,14 +177,21 @@ def _refuse_unknown_sizes(model: nn.Module, program: Program) -> None:
             )
 
 
-def _refuse_hidden_writes(model: nn.Module, program: Program) -> None:
-    """TraceError if what dropout gives, which in evaluation is its operand itself, is written into."""
-    for node in program.graph.nodes:
-        if writes(node) and "dropout" in str(node.args[0].target):
-            raise TraceError(
-                f"{type(model).__name__} cannot be traced: it writes into what dropout gives, and in evaluation into what "
-                "went in; write `x = x + y` instead of `x += y` there"
-            )
+def _refuse_hidden_writes(model: nn.Module, found: list[tuple[str, bool]]) -> None:
+    """TraceError if memory that is written into is read under another name that nothing told of."""
+    for clause, _ in found:
+        raise TraceError(
+            f"{type(model).__name__} cannot be traced: {clause}, which is the same memory, and PyTorch does not say so; "
+            "write `x = x + y` instead of `x += y` there"
+        )
+
+
+def _clashes(exported: Any) -> list[tuple[str, bool]]:
+    if not any(map(written, exported.graph.nodes)):
+        return []
+    module = copy.deepcopy(exported.graph_module)  # values keep their memory; the program's own regions stay
+    _inline_modes(module)
+    return list(clashes(module.graph))
 
 
 def _program(model: nn.Module, exported: Any, inputs: Inputs, caches: tuple[Slot, ...]) -> Program:
@@ -298,26 +309,3 @@ def quiet() -> Iterator[None]:
 
 def _to(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
-
-
-def writes(node: fx.Node) -> bool:
-    """Whether an operator writes into its first operand."""
-    mutable = node.target is not operator.getitem and getattr(
-        getattr(node.target, "_schema", None), "is_mutable", False
-    )
-    return bool(mutable and node.args and isinstance(node.args[0], fx.Node))
-
-
-def _writes_through_view(node: fx.Node) -> bool:
-    """Whether an operator writes into a tensor that another name sees too."""
-    if not writes(node):
-        return False
-    target = node.args[0]
-    return _is_view(target) or any(_is_view(user) for user in target.users)  # type: ignore[arg-type,union-attr]
-
-
-def _is_view(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or schema.is_mutable:
-        return False
-    return any(r.alias_info is not None for r in schema.returns)

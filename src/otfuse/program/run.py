@@ -10,8 +10,8 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
-from otfuse.program.export import writes
 from otfuse.program.inputs import split_inputs
+from otfuse.program.memory import written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ class Runner:
             if node.op == "call_function" and node in live and "_assert" not in str(node.target)
         ]
         self._attributes = [node for node in program.graph.nodes if node.op == "get_attr"]
-        self._written = {node.args[0] for node in self._steps if writes(node) and node.args[0].op == "placeholder"}
+        self._written = {value for node in self._steps for value in written(node) if value.op == "placeholder"}
         self._dies: dict[fx.Node, list[fx.Node]] = {}
         seen = set(program.outputs)
         for node in reversed(self._steps):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from otfuse.testing.record import normal, tokens
-from otfuse.testing.rule_duties import beside_heads, mixed, pins, ties
+from otfuse.testing.rule_duties import beside_heads, chosen, mixed, pins, ties
 from otfuse.testing.rule_probes import (
     along,
     between,
@@ -200,6 +200,7 @@ def _all() -> Iterator[RuleCase]:
     yield from ties()
     yield from mixed()
     yield from beside_heads()
+    yield from chosen()
 
 
 def _layouts() -> Iterator[RuleCase]:

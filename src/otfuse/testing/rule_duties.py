@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from otfuse.testing.record import normal
-from otfuse.testing.rule_probes import dense, plain, through
+from otfuse.testing.rule_probes import dense, parameter, plain, through
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,6 +100,22 @@ def beside_heads() -> Iterator[RuleCase]:
     yield kept("index", lambda v: v[:, turned])
     yield kept("index_put", lambda v: A.index_put(torch.zeros_like(v), [None, turned], torch.tanh(v)))
     yield kept("avg_pool1d", lambda v: A.avg_pool1d(v.transpose(1, 2), [3], [1], [1]).transpose(1, 2))
+
+
+def chosen() -> Iterator[RuleCase]:
+    """Units of experts that one choice picks have a map each; a bias picked by another choice wants one for all."""
+    layers: Layers = {"r": dense(7, 4), "up": parameter(4, 9, 7), "down": parameter(4, 5, 9), "bias": parameter(4, 9)}
+
+    def kept(operator: str, bias: Callable[[Any, Tensor], Tensor], spaces: str) -> RuleCase:
+        def forward(m: Any, x: Tensor) -> Tensor:
+            number = m.r(x).topk(2, -1).indices
+            hidden = torch.tanh(torch.einsum("bkfd,bd->bkf", m.up[number], x) + bias(m, number))
+            return torch.einsum("bkof,bkf->bo", m.down[number], hidden)
+
+        return plain(operator, layers, forward, spaces, lambda: normal(6, 7), {})
+
+    yield kept("index", lambda m, number: m.bias[number], "1x4 1x9/4")
+    yield kept("embedding", lambda m, number: functional.embedding(number.flip(1), m.bias), "1x4 1x9")
 
 
 def _heads(h: Tensor) -> Tensor:

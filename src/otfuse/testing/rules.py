@@ -111,6 +111,12 @@ def uncontracted(rule: Rule, op: Op) -> Any:
         return rule(op)
 
 
+def unchosen(rule: Rule, op: Op) -> Any:
+    """The rule forgets that the places of its result tell what was chosen."""
+    with mock.patch.object(Op, "choose"):
+        return rule(op)
+
+
 def unwild(rule: Rule, op: Op) -> Any:
     """The rule forgets that its result is constant along an axis."""
     make = Algebra.axis
@@ -123,7 +129,7 @@ def unwild(rule: Rule, op: Op) -> Any:
 
 
 MUTATIONS: dict[str, Callable[[Rule, Op], Any]] = {
-    function.__name__: function for function in (loosened, unknown, unpinned, untied, uncontracted, unwild)
+    function.__name__: function for function in (loosened, unknown, unpinned, untied, uncontracted, unchosen, unwild)
 }
 
 

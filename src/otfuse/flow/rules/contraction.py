@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from otfuse.core.space import Role
+from otfuse.flow.choices import origin, sorted_numbers
 from otfuse.flow.dimensions import einsum_letters
 from otfuse.flow.op import Op
-from otfuse.flow.registry import UNKNOWN, Family, rule
+from otfuse.flow.registry import UNKNOWN, Family, argument, rule
 from otfuse.flow.value import Value
 
 if TYPE_CHECKING:
@@ -99,14 +100,18 @@ def einsum_rule(op: Op) -> Any:
 
 @rule("_grouped_mm", "transformers::grouped_mm_fallback", family=Family.CONTRACTION)
 def grouped_mm(op: Op) -> Any:
-    """Rows sorted by group, one matrix per group: ``n i, g i o, g -> n o``; every row carries the index of its group."""
+    """Rows sorted by group, one matrix per group: ``n i, g i o, g -> n o``; a row's place tells its group."""
     x, weight, offsets = op.value(0), op.value(1), op.value(2, "offs")
     groups = op.algebra.unify(weight.axes[0], offsets.axes[0])
     op.role(weight, 1, Role.CONSUMES)
     op.algebra.unify(x.axes[-1], weight.axes[1])
     op.contract(weight.axes[1], [groups], [weight.axes[2]])
     op.algebra.pin(x.axes[0], "rows of groups", soft=True)
-    op.algebra.carry(x.axes[0], op.algebra.flat(groups))
+    ends = argument(op.node, 2, "offs")
+    numbers = sorted_numbers(ends)  # row by row the groups of the rows
+    made = origin(ends) if numbers is None else numbers
+    rows = [c.places[0] for c in op.facts.choices if c.origin is made] if numbers is None else op.facts.env[made].axes
+    op.choose(made, groups, [op.unify([x.axes[0], *rows])], weight.axes[1:])
     op.algebra.tag(groups, "experts")
     return Value((x.axes[0], weight.axes[2]), derived=True)
 

@@ -201,7 +201,7 @@ def slice_(op: Op) -> Any:
         axis, inner = op.algebra.split_axis(x.axes[dim], length // step)
         op.algebra.pin(inner, "strided")
     else:
-        op.algebra.pin(x.axes[dim], "strided")
+        op.algebra.pin(x.axes[dim], "sliced")
         axis = op.algebra.axis(op.shape[dim], pin="opaque")
     return x.with_axes([*x.axes[:dim], axis, *x.axes[dim + 1 :]])
 

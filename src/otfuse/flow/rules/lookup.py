@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from otfuse.core.space import Role
+from otfuse.flow.choices import origin
 from otfuse.flow.op import Op
-from otfuse.flow.registry import UNKNOWN, Family, rule
+from otfuse.flow.registry import UNKNOWN, Family, argument, rule
 from otfuse.flow.value import Value
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def embedding(op: Op) -> Any:
     table, index = op.value(0), op.value(1)
     op.roles(table, Role.PRODUCES)
     if index.points is not None and op.algebra.size(index.points) == op.algebra.size(table.axes[0]):
-        op.algebra.unify(table.axes[0], index.points)
+        axis = op.algebra.unify(table.axes[0], index.points)
+        op.choose(origin(argument(op.node, 1, "indices")), axis, index.axes, table.axes[1:])
     else:
         op.algebra.pin(table.axes[0], "lookup")
     return Value((*index.axes, *table.axes[1:]), table.derived)
@@ -39,20 +41,18 @@ def index(op: Op) -> Any:
     points = given[places[0]].points
     if len(places) == 1 and points is not None and op.algebra.size(points) == op.algebra.size(x.axes[places[0]]):
         axis = op.algebra.unify(x.axes[places[0]], points)  # weights of the expert that each row was sent to
-        for own in given[places[0]].axes:
-            _carry_opaque(op, own, axis)
+        op.choose(
+            origin(argument(op.node, 1, "indices")[places[0]]),
+            axis,
+            given[places[0]].axes,
+            [a for i, a in enumerate(x.axes) if i != places[0]],
+        )
     else:
         op.mix(x, places)
         for i in places:
             op.algebra.pin(x.axes[i], "indexed")
     rows = op.broadcast([given[i] for i in places]).axes
     return Value(tuple(_indexed(x, places, rows)), x.derived, x.points)
-
-
-def _carry_opaque(op: Op, rows: Any, axis: Any) -> None:
-    for leaf in set(op.algebra.leaves(rows)):
-        if "opaque" in op.algebra.cell(leaf).hard:
-            op.algebra.carry((leaf,), op.algebra.flat(axis))
 
 
 @rule("gather", "index_select", "take_along_dim", family=Family.LOOKUP)
