@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from otfuse.program.export import Program
     from otfuse.program.inputs import Inputs
 
-Apply: TypeAlias = "Callable[[Callable[[int], Any], Sequence[int]], Iterator[Any]]"
+Apply: TypeAlias = "Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]"
+Found: TypeAlias = "tuple[int, tuple[torch.Tensor, torch.Tensor]]"
 Terms: TypeAlias = "Mapping[int, Sequence[tuple[int, Affine]]]"
 
 
@@ -55,17 +56,23 @@ def pair_moments(
     Both programs advance together, so that at any time only the values between two of them exist.
     """
     sums: dict[int, PairMoments] = {}
+    seen = {index: (_seen(anchor, index), _seen(source, index)) for index in nodes}
     with _at_once() as apply:
         advance = _Advance((anchor, source), nodes, keep, apply)
         for part, batch in probe_batches(anchor.program, data, progress):
-            for index, values in advance.through(batch):
-                rows = [
-                    keep.rows(value, observation, part).cpu()
-                    for value, observation in zip(values, (_seen(anchor, index), _seen(source, index)), strict=True)
-                ]
-                if index not in sums:
-                    sums[index] = PairMoments(rows[0].shape[1], rows[1].shape[1])
-                sums[index].add(*rows)
+
+            def add(found: Found, part: Part = part) -> None:
+                index, values = found
+                rows = [keep.rows(v, o, part).cpu() for v, o in zip(values, seen[index], strict=True)]
+                sums.setdefault(index, PairMoments(rows[0].shape[1], rows[1].shape[1])).add(*rows)
+
+            waiting: list[Found] = []
+            for found in advance.through(batch):
+                waiting.append(found)
+                if len(waiting) == 2:  # as many as there are threads
+                    list(apply(add, waiting))
+                    waiting = []
+            list(apply(add, waiting))
     return {index: total.result() for index, total in sums.items()}
 
 
@@ -123,7 +130,7 @@ class _Advance:
             for side, names in zip(sides, self._names, strict=True)
         ]
 
-    def through(self, batch: Inputs) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
+    def through(self, batch: Inputs) -> Iterator[Found]:
         """Every node with its two values, as soon as both exist."""
         found: tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]] = ({}, {})
         runs = [
