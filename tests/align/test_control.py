@@ -156,3 +156,18 @@ def test_a_layer_that_reads_what_is_not_followed_is_noted():
     model = randomise(Named(forward, {"a": nn.Linear(6, 9), "c": nn.Linear(6, 4), "b": nn.Linear(9, 3)}).eval(), 0)
     fused = otfuse.fuse([model, model], "otfusion-emd", data={"x": normal(20, 6).numpy()})
     assert any("not followed" in note for note in fused.report.notes)
+
+
+@pytest.mark.parametrize("features", ["activations", "weights"])
+def test_what_is_stored_for_every_unit_of_every_expert_is_noted(features):
+    def forward(m, x):
+        h = torch.relu(m.a(x))
+        score, chosen = m.router(h).topk(2)
+        return m.b(h + (m.bias[chosen] * score[..., None]).sum(-2))
+
+    layers = {"a": L(6, 9), "router": L(9, 4), "bias": nn.Parameter(torch.zeros(4, 9)), "b": L(9, 3)}
+    model = case(randomise(Named(forward, layers).eval(), 0), (normal(2, 5, 6),))
+    found = fuse(model.side, [model.side], model.data, features=features)
+    assert model.change(found.weights) < ROUNDING
+    lost = [note for note in found.alignments[0].notes if "what comes out of this step is not followed" in note]
+    assert len(lost) == len(set(lost)) > 0

@@ -30,9 +30,7 @@ MEMORY = {  # operators whose results are the memory of their operands, although
 
 @pytest.mark.parametrize("name", MEMORY)
 def test_writing_into_memory_that_nothing_tells_of_is_refused(name):
-    message = (
-        rf"writes into what {name} gives \(add_ at named.py:\d+\), and reads it again as what new_zeros gives"
-    )
+    message = rf"writes into what {name} gives \(add_ at named.py:\d+\), and reads it again as what new_zeros gives"
     with pytest.raises(TraceError, match=message):
         otfuse.trace(Named(*into(MEMORY[name])), (normal(3, 7),))
 

@@ -70,12 +70,18 @@ class OTFusionWalk:
         """Steps whose units are not followed, as notes: what reads them takes them as they come."""
         nodes = self.pair.anchor.graph.nodes
         read = {r.node for node in nodes for r in node.readings}
-        lost = [n for n in nodes if n.kind is NodeKind.OPAQUE and n.index in read and self._maps[n.index] is None]
+        lost = [n for n in nodes if self._is_blank(n) and n.index in read and self._maps[n.index] is None]
         blind = [n for n in nodes if n.kind is NodeKind.LINEAR and not n.readings and n.pieces]
-        return [f"{n.name or 'the model'}, {n.where}: what comes out of this step is not followed" for n in lost] + [
+        found = [f"{n.name or 'the model'}, {n.where}: what comes out of this step is not followed" for n in lost] + [
             f"{n.name or 'the model'}, {n.where}: what it reads is not followed, and taken in the source's own order"
             for n in blind
         ]
+        return list(dict.fromkeys(found))
+
+    def _is_blank(self, node: FlowNode) -> bool:
+        """Whether nothing tells units of this node apart: no rule followed it, or what is stored along two axes at once."""
+        stored = node.kind is NodeKind.SOURCE and not node.pieces and not self.pair.observed(node.index)
+        return node.kind is NodeKind.OPAQUE or stored
 
     def _incomparable(self) -> frozenset[str]:
         """Tensors that no prediction reads and whose shapes differ: nothing tells what they hold."""
@@ -115,7 +121,7 @@ class OTFusionWalk:
         ):
             require_equal(node.size, other.size, node.name)
             return UnitMap.identity(node.size, other.size)
-        if node.kind in (NodeKind.LINEAR, NodeKind.SOURCE):
+        if node.kind in (NodeKind.LINEAR, NodeKind.SOURCE) and not self._is_blank(node):
             return self._solve_layer(node.index)
         if node.kind in _KEEPING or node.kind is NodeKind.PRODUCT:
             return self._read(node, other, 0)
