@@ -139,6 +139,27 @@ def test_a_last_batch_that_is_not_full_changes_no_moment(kind):
                 assert torch.allclose(other[index].cross, wanted.cross, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_moments_do_not_depend_on_threads_nor_on_what_is_not_worked_out(kind, monkeypatch):
+    """One thread after another, two at once, and everything worked out, read or not: the same numbers."""
+    model, inputs = example(kind).build(0)
+    found, threads, measured = [], torch.get_num_threads(), case(model, inputs, rows=20)
+    nodes = needed_nodes(Pair(measured.side, measured.side))
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            found.append(pair_moments(measured.side, measured.side, measured.data, nodes, RowFilter("all", "skip")))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr(RowFilter, "wanted", lambda *_: None)
+    found.append(pair_moments(measured.side, measured.side, measured.data, nodes, RowFilter("all", "skip")))
+    for index, first in found[0].items():
+        for other in found[1:]:
+            assert other[index].rows == first.rows
+            assert torch.allclose(other[index].cross, first.cross, rtol=1e-5, atol=1e-5)
+
+
 def test_auto_takes_the_best_of_its_candidates(pairs):
     anchor, source = pairs("hf_vit")
 

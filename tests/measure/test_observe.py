@@ -21,6 +21,29 @@ def test_filling_is_left_out_and_what_is_not_made_per_example_is_whole(first: in
     assert torch.equal(rows, value[:kept].reshape(-1, 2))
 
 
+def seen(read, *, units=(0, 1), dims=(2,)):
+    return Observation(value="v", dims=dims, units=np.array(units), read=read, tokens=None)
+
+
+FIRST, LAST = np.array([True, False, False]), np.array([False, False, True])
+
+
+@pytest.mark.parametrize(
+    ("observations", "wanted"),
+    [
+        ([seen(FIRST)], [0]),
+        ([seen(FIRST, units=(0,)), seen(LAST, units=(1,))], [0, 2]),
+        ([seen(FIRST, units=(0,))], None),  # the other unit may be read anywhere
+        ([seen(FIRST), seen(None)], None),
+        ([seen(FIRST[:, None], dims=(3,))], None),
+    ],
+)
+def test_what_is_wanted_of_a_value_is_what_any_observation_reads(observations, wanted) -> None:
+    found = RowFilter("all", "skip").wanted(observations, 2)
+    assert (None if found is None else found.tolist()) == wanted
+    assert RowFilter("all", "compare").wanted(observations, 2) is None
+
+
 @given(examples=st.integers(1, 5000), most=st.integers(1, 300))
 def test_batches_are_even(examples: int, most: int) -> None:
     size = even(examples, most)

@@ -49,6 +49,18 @@ def test_values_can_be_watched_in_the_order_in_which_they_appear():
     assert seen[-1][1].shape == (2, 5)
 
 
+def test_a_linear_layer_is_worked_out_only_where_it_is_wanted():
+    model = randomise(PlainVit(), 0).eval()
+    program = export(model, (torch.randn(2, 3, 12, 12),))
+    name = next(node.name for node in program.graph.nodes if "linear" in node.name)
+    ((_, whole),) = Runner(program).watch(held(model), program.inputs, {name: None})
+    ((_, part),) = Runner(program).watch(held(model), program.inputs, {name: torch.tensor([0, 3])})
+    assert part.shape == whole.shape
+    assert torch.allclose(part[:, [0, 3]], whole[:, [0, 3]], atol=1e-6)
+    assert (part[:, [1, 2]] == 0).all()
+    assert (whole[:, [1, 2]] != 0).any()
+
+
 def test_dead_code_is_not_live():
     class Shape(nn.Module):
         def __init__(self):
