@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from otfuse.program.export import export
 from otfuse.testing.record import normal
@@ -51,6 +52,35 @@ def test_a_buffer_is_a_constant_where_it_only_turns(name):
     assert ("held" in program.shapes) is not constant
     assert ("held" in program.parameters.values()) is not constant
     assert (len(program.constants) > 0) is constant
+
+
+class Table(nn.Module):
+    """One linear layer, one stored table ``[5, 4]``, and what they make together."""
+
+    def __init__(self, make, *, trained):
+        super().__init__()
+        self.layer, self.make = nn.Linear(3, 4), make
+        self.held = nn.Parameter(torch.rand(5, 4), requires_grad=trained)
+
+    def forward(self, x):
+        return self.make(self, self.layer(x), x)
+
+
+TABLES = {
+    "looked up and multiplied": (lambda m, h, x: h * functional.embedding(torch.arange(5), m.held), True),
+    "cut and multiplied": (lambda m, h, x: h[:, :3] * m.held[:3].view(3, 4), True),
+    "looked up and added": (lambda m, h, x: h + functional.embedding(torch.arange(5), m.held), False),
+    "multiplied as it is": (lambda m, h, x: h * m.held, False),
+    "a mask of weights": (lambda m, h, x: functional.linear(x, m.layer.weight * m.held[0][:, None]) * m.held, False),
+}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_a_constant_where_nobody_trained_it_and_its_rows_only_turn(name, trained):
+    make, constant = TABLES[name]
+    program = export(Table(make, trained=trained).eval(), (normal(2, 5, 3),))
+    assert ("held" in program.shapes) is not (constant and not trained)
 
 
 def test_another_name_of_the_buffer_goes_with_it():

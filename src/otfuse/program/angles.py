@@ -1,7 +1,8 @@
-"""Stored frequencies: buffers that the program only multiplies by as sines and cosines at positions.
+"""Stored angles: what nobody trained and the program only multiplies by at positions, as rotary embeddings do.
 
-They are the same in every model of a class, saved or not, and averaging them has no meaning. So they are constants like
-those that are not saved, and do not move with the units that they turn (docs/decisions.md).
+Frequencies of which sines and cosines are taken, or a table of those. They are the same in every model of a class, saved
+or not, and averaging them has no meaning. So they are constants like those that are not saved, and do not move with the
+units that they turn (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _PERIODIC, _PRODUCTS = ("sin", "cos", "polar"), ("mul", "mul_")
+_LOOKUPS = ("embedding", "index", "index_select", "gather", "slice")  # of a table by position
 
 
 def only_angles(places: Iterable[fx.Node], moving: set[fx.Node]) -> set[fx.Node]:
-    """Those of ``places`` that reach the rest of the program as factors that are sines or cosines only.
+    """Those of ``places`` that reach the rest of the program only as factors that are sines, cosines or rows of a table.
 
-    ``moving`` are the placeholders whose values are not positions: parameters, other buffers, floating inputs.
+    ``places`` are placeholders that are not trained; ``moving`` are those whose values are not positions: parameters,
+    buffers, floating inputs.
     """
     return {place for place in places if place.users and _turns_only(place, moving - {place})}
 
 
 def _turns_only(place: fx.Node, moving: set[fx.Node]) -> bool:
+    turning = (*_PERIODIC, *_LOOKUPS) if len(place.meta["val"].shape) > 1 else _PERIODIC
     todo, seen = [(user, False) for user in place.users], set[tuple[fx.Node, bool]]()
     while todo:
         node, turned = step = todo.pop()
@@ -34,7 +38,7 @@ def _turns_only(place: fx.Node, moving: set[fx.Node]) -> bool:
         if node.op == "output" or (_depends(node, moving) and not (turned and _name(node) in _PRODUCTS)):
             return False
         if not _depends(node, moving):
-            todo += [(user, turned or _name(node) in _PERIODIC) for user in node.users]
+            todo += [(user, turned or _name(node) in turning) for user in node.users]
     return True
 
 

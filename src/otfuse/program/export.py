@@ -197,15 +197,15 @@ def _clashes(exported: Any) -> list[tuple[str, bool]]:
 def _program(model: nn.Module, exported: Any, inputs: Inputs, caches: tuple[Slot, ...]) -> Program:
     ties, shapes = stored(model)
     parameters, constants, users = dict[str, str](), dict[str, torch.Tensor](), list[str]()
-    buffers: dict[str, torch.Tensor] = {}
+    untrained: dict[str, torch.Tensor] = {}
     for spec in exported.graph_signature.input_specs:
         name, target = spec.arg.name, (spec.target or "").removeprefix("model.")
         if spec.kind is InputKind.USER_INPUT:
             users.append(name)
         elif target in ties:
             parameters[name] = ties[target]
-            if spec.kind is InputKind.BUFFER:
-                buffers[name] = exported.state_dict[spec.target]
+            if not exported.state_dict[spec.target].requires_grad:
+                untrained[name] = exported.state_dict[spec.target]
         elif spec.kind in (InputKind.BUFFER, InputKind.PARAMETER):  # one that is not real, or not saved
             constants[name] = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
         else:
@@ -230,17 +230,17 @@ def _program(model: nn.Module, exported: Any, inputs: Inputs, caches: tuple[Slot
         shapes=shapes,
         caches=caches,
     )
-    _hold_frequencies(program, buffers)
+    _hold_angles(program, untrained)
     return program
 
 
-def _hold_frequencies(program: Program, buffers: dict[str, torch.Tensor]) -> None:
-    """Buffers that are but frequencies become constants."""
+def _hold_angles(program: Program, untrained: dict[str, torch.Tensor]) -> None:
+    """What is stored but only turns pairs becomes a constant."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     moving = {nodes[name] for name in (*program.parameters, *program.users) if _is_floating(nodes[name])}
-    for place in only_angles([nodes[name] for name in buffers], moving):
+    for place in only_angles([nodes[name] for name in untrained], moving):
         name = program.parameters.pop(place.name)
-        program.constants[place.name] = buffers[place.name]
+        program.constants[place.name] = untrained[place.name].detach()
         for other in [other for other, first in program.ties.items() if first == name]:
             del program.ties[other], program.shapes[other]
 
