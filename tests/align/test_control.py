@@ -28,6 +28,7 @@ HEADS = [
     "phi3_fused",
     "qwen3",
     "esm",
+    "roformer",
 ]
 
 

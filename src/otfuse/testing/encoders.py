@@ -76,6 +76,15 @@ EXAMPLES = (
         note="the frequencies are stored",
     ),
     text(
+        "roformer",
+        "RoFormerForMaskedLM",
+        "1x24 2x4 2x6/4 2x36",
+        rotary="2x3/4",
+        **BERT,
+        embedding_size=24,
+        note="the sines and cosines are stored",
+    ),
+    text(
         "modernbert",
         "ModernBertForMaskedLM",
         "1x24 3x3 3x8/3 3x36",
