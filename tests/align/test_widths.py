@@ -117,7 +117,7 @@ KINDS = {
     "vit": (lambda **s: small.image_classifier(image_size=8, layers=1, **s), PIXELS),
     "bert": (lambda **s: small.masked_lm(**TEXT, **s), IDS),
     "gpt2": (lambda **s: small.causal_lm(**TEXT, **s), IDS),
-    "llama": (lambda **s: small.grouped_lm(**TEXT, groups=1, **s), IDS),
+    "llama": (lambda groups=1, **s: small.grouped_lm(**TEXT, groups=groups, **s), IDS),
 }
 
 
@@ -159,3 +159,11 @@ def test_another_head_size(models, kind):
         for anchor, source in ((one, other), (other, one)):
             found = fuse(anchor.side, [source.side], anchor.data, query_key=query_key)
             assert all(t.isfinite().all() for t in anchor.outputs(found.weights))
+
+
+@pytest.mark.parametrize("query_key", ["separate", "tied", "heads"])
+def test_heads_grouped_in_one_model_only(models, query_key):
+    one, other = models("llama", hidden=16, heads=4, mlp=20), models("llama", hidden=16, heads=4, mlp=20, groups=4)
+    for anchor, source in ((one, other), (other, one)):
+        found = fuse(anchor.side, [source.side], anchor.data, query_key=query_key)
+        assert all(t.isfinite().all() for t in anchor.outputs(found.weights))

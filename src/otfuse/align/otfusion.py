@@ -217,7 +217,7 @@ def shared_maps(pair: Pair, *, tied: bool) -> dict[int, tuple[int, ...]]:
             continue
         readings = [r for role in roles for r in node.readings if r.role == role]
         made = [pair.producer(r.node) for r in readings]
-        sizes = {pair.nodes(i)[0].size for i in made}
+        sizes = {tuple(node.size for node in pair.nodes(i)) for i in made}
         kinds = {pair.anchor.graph.nodes[i].kind for i in made}
         if len(made) == len(set(made)) and len(sizes) == 1 and kinds == {NodeKind.LINEAR}:
             groups |= dict.fromkeys(made, tuple(made))
