@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from otfuse.errors import TraceError
-from otfuse.program.inputs import example_inputs
+from otfuse.program.inputs import example_inputs, telling_number
 from otfuse.program.outputs import main_outputs
 from otfuse.testing.examples import EXAMPLES
 
@@ -66,3 +66,8 @@ def test_without_logits_states_of_inner_layers_and_of_one_side_do_not_count():
         "encoder_last_hidden_state": torch.ones(5),
     }
     assert [tuple(y.shape) for y in main_outputs(out)] == [(2, 3), (2,)]
+
+
+@pytest.mark.parametrize(("sizes", "number"), [([], 2), ([8, 16], 3), ([6, 35], 11), ([12, 7, 5], 11), ([0, 1], 2)])
+def test_a_number_of_examples_that_is_no_factor_of_anything(sizes, number):
+    assert telling_number(sizes) == number

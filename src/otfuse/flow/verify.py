@@ -19,7 +19,7 @@ from otfuse.errors import GateError
 from otfuse.flow.act import act, chance, draw, exchange, generators
 from otfuse.flow.others import other_inputs
 from otfuse.program.export import quiet
-from otfuse.program.inputs import forward_keywords, resized, split_inputs, telling_number
+from otfuse.program.inputs import examples, forward_keywords, resized, split_inputs, telling_number
 from otfuse.program.outputs import main_outputs
 from otfuse.program.run import Runner, default_dtype, raised
 from otfuse.program.state import evaluating
@@ -76,8 +76,9 @@ def verify_graph(model: nn.Module, program: Program, graph: FlowGraph, *, seed: 
     """
     weights = randomised(model, program, seed)
     found = _verify(_Module(model, program, double=True), graph, weights, seed)
-    moved, number = act(_drawn(graph, seed), weights), telling_number(chain(*program.shapes.values()))
+    moved = act(_drawn(graph, seed), weights)
     for dim in (0, 1):
+        number = telling_number([examples(program.inputs, dim), *chain(*program.shapes.values())])
         run = _Module(model, replace(program, inputs=resized(program.inputs, number, dim)), double=True)
         try:
             error = change(run.itself(moved), run.itself(weights))

@@ -97,7 +97,7 @@ def resized(inputs: Inputs, number: int, dim: int = 0) -> Inputs:
 
 def telling_number(sizes: Iterable[int]) -> int:
     """The smallest prime that divides none of these sizes: so many places are not taken for a factor of units."""
-    known = set(sizes)
+    known = set(sizes) - {0}
     return next(n for n in count(2) if all(n % k for k in range(2, n)) and all(size % n for size in known))
 
 
