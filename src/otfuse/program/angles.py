@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
+from otfuse.program.whereabouts import short_name
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -35,10 +37,10 @@ def _turns_only(place: fx.Node, moving: set[fx.Node]) -> bool:
         if step in seen:
             continue
         seen.add(step)
-        if node.op == "output" or (_depends(node, moving) and not (turned and _name(node) in _PRODUCTS)):
+        if node.op == "output" or (_depends(node, moving) and not (turned and short_name(node) in _PRODUCTS)):
             return False
         if not _depends(node, moving):
-            todo += [(user, turned or _name(node) in turning) for user in node.users]
+            todo += [(user, turned or short_name(node) in turning) for user in node.users]
     return True
 
 
@@ -52,7 +54,3 @@ def _depends(node: fx.Node, on: set[fx.Node]) -> bool:
             seen.add(step)
             todo += step.all_input_nodes
     return False
-
-
-def _name(node: fx.Node) -> str:
-    return getattr(getattr(node.target, "overloadpacket", node.target), "__name__", "")

@@ -32,6 +32,7 @@ from otfuse.program.inputs import (
 )
 from otfuse.program.memory import clashes, written
 from otfuse.program.outputs import main_outputs
+from otfuse.program.runs import plain_runs
 from otfuse.program.state import Slot, evaluating, held, slots
 
 if TYPE_CHECKING:
@@ -231,6 +232,7 @@ def _program(model: nn.Module, exported: Any, inputs: Inputs, caches: tuple[Slot
         caches=caches,
     )
     _hold_angles(program, untrained)
+    plain_runs(graph, constants)
     return program
 
 

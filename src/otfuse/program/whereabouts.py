@@ -1,4 +1,4 @@
-"""Where in the user's code an operator was called."""
+"""What an operator is called, and where in the user's code."""
 
 from __future__ import annotations
 
@@ -36,3 +36,8 @@ def called(node: fx.Node) -> fx.Node:
     if node.op != "placeholder":
         return node
     return next((user for user in node.users if user.meta.get("stack_trace")), node)
+
+
+def short_name(node: fx.Node) -> str:
+    """The operator's name without library and overload: `slice` for `aten.slice.Tensor`."""
+    return getattr(getattr(node.target, "overloadpacket", node.target), "__name__", "")
