@@ -83,10 +83,8 @@ class Carrier:
                 counterpart = next((s for s in theirs.spaces if s.id == space.id), None)
                 if counterpart is None or i >= len(counterpart.members):
                     continue
-                if latest[space.id].shape != (
-                    space.size,
-                    counterpart.size,
-                ):  # of a node that writes more than the space
+                sizes = space.size, counterpart.size
+                if latest[space.id].shape != sizes:  # the map of a node that writes more than the space
                     told = f"no map of {space.name} was found, and it is taken in the source's own order"
                     continue
                 axes[member.axis] = _whole(latest[space.id], member, counterpart.members[i])

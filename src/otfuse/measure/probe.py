@@ -154,8 +154,8 @@ class _Advance:
 def _at_once() -> Iterator[Apply]:
     """`map` with one thread per model, each with its share of PyTorch's threads; plain `map` where there is but one.
 
-    Two models share nothing, so two threads of one core each keep two cores busier than operators that split their
-    work: these wait for each other after every step (docs/decisions.md).
+    Two models share nothing. Operators that split their work wait for each other after every step: on a quiet machine
+    that costs nothing, beside other jobs it doubles the time (docs/decisions.md).
     """
     threads = torch.get_num_threads()
     if threads == 1:
