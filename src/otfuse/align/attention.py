@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from otfuse.align.maps import UnitMap, require_equal
+from otfuse.align.matrix import dense
 from otfuse.core.coupling import Coupling
 from otfuse.core.graph import NodeKind
 from otfuse.core.space import Group
@@ -60,13 +61,13 @@ class Heads:
         """The layer's map; those of its whole attention are found at once."""
         if index not in self._maps:
             self._solve(self._of[index])
-        return self._maps[index]
+        return self._maps.pop(index)
 
     def written(self, attention: int) -> UnitMap | None:
         """The map of what an attention writes, query head by query head; None if it is not covered."""
         if attention in self._of.values() and attention not in self._written:
             self._solve(attention)
-        return self._written.get(attention)
+        return self._written.pop(attention, None)
 
     def _solve(self, attention: int) -> None:
         walk, pair = self._walk, self._walk.pair
@@ -211,7 +212,7 @@ def query_heads(queries: UnitMap, ours: FlowNode, theirs: FlowNode) -> UnitMap |
     ]
     if all(len(np.unique(group)) == node.heads for node, group in zip(nodes, groups, strict=True)):
         return None
-    alike = queries.coarse(ours.heads, theirs.heads).writes
+    alike = dense(queries.coarse(ours.heads, theirs.heads).writes)
     writes, reads = torch.zeros_like(alike), torch.zeros_like(alike)
     for g in np.unique(groups[0]):
         for h in np.unique(groups[1]):
@@ -219,7 +220,7 @@ def query_heads(queries: UnitMap, ours: FlowNode, theirs: FlowNode) -> UnitMap |
                 torch.from_numpy(np.flatnonzero(group == i)) for group, i in zip(groups, (g, h), strict=True)
             )
             part, order = alike[rows][:, columns], UnitMap.identity(len(rows), len(columns))
-            for table, dim, default in ((writes, 1, order.writes), (reads, 0, order.reads)):
+            for table, dim, default in ((writes, 1, dense(order.writes)), (reads, 0, dense(order.reads))):
                 total = part.sum(dim, keepdim=True)
                 table[rows[:, None], columns] = torch.where(total > 0, part / total.clamp_min(1e-300), default)
     rows, columns = (torch.arange(len(v)) // (len(v) // n.heads) for n, v in zip(nodes, values, strict=True))

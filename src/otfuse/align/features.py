@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
+from otfuse.align.matrix import along, is_identity
 from otfuse.align.pair import Pair, read_rows, unit_rows
 from otfuse.core.graph import NodeKind
 from otfuse.errors import DataError
@@ -15,13 +15,12 @@ from otfuse.solve.cost import between, scaled
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import torch
     from numpy.typing import NDArray
 
     from otfuse.align.maps import UnitMap
     from otfuse.core.recipe import OTFusion
     from otfuse.measure.moments import Moments
-
-_TINY = 1e-9
 
 
 class Features:
@@ -48,11 +47,9 @@ class Features:
             told = [(node, own) for node, own in zip(nodes, units, strict=True) if not self._is_constant(node)]
             return self._from_moments(*zip(*told, strict=True))
         tables = [self._rows(node, own) for node, own in zip(nodes, units, strict=True)]
-        anchor, source = (torch.cat([table[side] for table in tables], 1) for side in (0, 1))
         stored = self._options.features == "activations"  # a stored table is compared raw in that mode
-        if self._options.transform == "unit" and not stored:
-            anchor, source = (x / (x.norm(dim=1, keepdim=True) + _TINY) for x in (anchor, source))
-        return between(anchor, source, kind=self._options.cost)
+        unit = self._options.transform == "unit" and not stored
+        return between(*zip(*tables, strict=True), kind=self._options.cost, unit=unit)
 
     def scaled_cost(
         self, nodes: Sequence[int], units: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
@@ -118,12 +115,13 @@ class Features:
                 unit_rows(side, piece, own) for side, piece, own in zip(self._pair.sides(), pieces, units, strict=True)
             )
             return anchor, source
-        ours, theirs = (read_rows(side, piece) for side, piece in zip(self._pair.sides(), pieces, strict=True))
+        ours, theirs = (
+            read_rows(side, piece, own) for side, piece, own in zip(self._pair.sides(), pieces, units, strict=True)
+        )
         incoming = self._inputs(index)
-        if incoming is not None:
-            theirs = torch.einsum("usr,as->uar", theirs, incoming.reads)
-        picked = ours[torch.from_numpy(units[0])], theirs[torch.from_numpy(units[1])]
-        return picked[0].reshape(len(units[0]), -1), picked[1].reshape(len(units[1]), -1)
+        if incoming is not None and not is_identity(incoming.reads):
+            theirs = along(incoming.reads, theirs.double(), 1)
+        return ours.reshape(len(ours), -1), theirs.reshape(len(theirs), -1)
 
 
 def is_source(pair: Pair, index: int) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
+from otfuse.align import matrix
 from otfuse.errors import MatchError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from numpy.typing import NDArray
 
+    from otfuse.align.matrix import Matrix
     from otfuse.core.coupling import Coupling
 
 
@@ -22,21 +25,25 @@ if TYPE_CHECKING:
 class UnitMap:
     """``writes[anchor, source]`` carries what writes the units, ``reads[anchor, source]`` what reads them."""
 
-    writes: torch.Tensor
-    reads: torch.Tensor
+    writes: Matrix
+    reads: Matrix
 
     @classmethod
     def of(cls, coupling: Coupling, unequal: str) -> UnitMap:
         """Both readings (``balanced``: averages and shares), or the published one for both."""
         if unequal == "published":
-            return cls(coupling.published(), coupling.published())
-        return cls(coupling.averages(), coupling.shares())
+            both = matrix.compact(coupling.published())
+            return cls(both, both)
+        mass = matrix.compact(coupling.mass)
+        return cls(matrix.averages(mass), matrix.shares(mass))
 
     @classmethod
     def identity(cls, anchor: int, source: int) -> UnitMap:
         """Units in their order; where the numbers differ, neighbours share (one unit of length 1/n beside another)."""
-        mass = _overlap(anchor, source)
-        return cls(mass / mass.sum(1, keepdim=True), mass / mass.sum(0, keepdim=True))
+        if anchor == source:
+            return cls(matrix.identity(anchor), matrix.identity(anchor))
+        mass = matrix.overlap(anchor, source)
+        return cls(matrix.averages(mass), matrix.shares(mass))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -45,8 +52,10 @@ class UnitMap:
 
     def coarse(self, anchor: int, source: int) -> UnitMap:
         """The map of the ``anchor`` and ``source`` blocks of equal length in which the units lie."""
-        blocks = (anchor, self.shape[0] // anchor, source, self.shape[1] // source)
-        return UnitMap(self.writes.reshape(blocks).sum(3).mean(1), self.reads.reshape(blocks).sum(1).mean(2))
+        width = self.shape[0] // anchor, self.shape[1] // source
+        rows, columns = np.arange(self.shape[0]) // width[0], np.arange(self.shape[1]) // width[1]
+        total = [matrix.sums(m, rows, columns, (anchor, source)) for m in (self.writes, self.reads)]
+        return UnitMap(matrix.scaled(total[0], 1 / width[0]), matrix.scaled(total[1], 1 / width[1]))
 
     def pulled(self, anchor: NDArray[np.int64], source: NDArray[np.int64], arrivals: UnitMap | None = None) -> UnitMap:
         """The map between places, given which units arrive there: ``anchor[n, m]`` and ``source[n', m']``.
@@ -57,43 +66,42 @@ class UnitMap:
         """
         if anchor.shape[1] == source.shape[1] == 1 and _plain(anchor, self.shape[0]) and _plain(source, self.shape[1]):
             return self
-        same = _in_order(anchor[:, 0], source[:, 0]) if arrivals is None else arrivals
-        return UnitMap(_pull(self.writes, anchor, source) * same.writes, _pull(self.reads, anchor, source) * same.reads)
+        found = UnitMap(_pull(self.writes, anchor, source), _pull(self.reads, anchor, source))
+        if arrivals is not None:
+            places = [np.arange(n) for n in found.shape]
+            return found._timed(arrivals, places[0], places[1])
+        ours, theirs = _occurrences(anchor[:, 0]), _occurrences(source[:, 0])
+        sizes = int(ours.max(initial=0)) + 1, int(theirs.max(initial=0)) + 1
+        return found if sizes == (1, 1) else found._timed(UnitMap.identity(*sizes), ours, theirs)
+
+    def _timed(self, pattern: UnitMap, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> UnitMap:
+        return UnitMap(
+            matrix.times(self.writes, pattern.writes, rows, columns),
+            matrix.times(self.reads, pattern.reads, rows, columns),
+        )
 
 
-def _pull(matrix: torch.Tensor, anchor: NDArray[np.int64], source: NDArray[np.int64]) -> torch.Tensor:
-    total = torch.zeros(len(anchor), len(source), dtype=matrix.dtype)
-    for a in anchor.T:
-        for s in source.T:
-            part = matrix[torch.from_numpy(a.clip(0))][:, torch.from_numpy(s.clip(0))]
-            total += part * torch.from_numpy((a >= 0)[:, None] & (s >= 0)[None, :])
-    total /= anchor.shape[1]
-    return total
-
-
-def _in_order(anchor: NDArray[np.int64], source: NDArray[np.int64]) -> UnitMap:
-    """Between the places where units arrive: the first arrival of any unit beside the first, and so on."""
-    ours, theirs = _occurrences(anchor), _occurrences(source)
-    same = UnitMap.identity(int(ours.max(initial=0)) + 1, int(theirs.max(initial=0)) + 1)
-    rows, columns = torch.from_numpy(ours), torch.from_numpy(theirs)
-    return UnitMap(same.writes[rows][:, columns], same.reads[rows][:, columns])
+def _pull(found: Matrix, anchor: NDArray[np.int64], source: NDArray[np.int64]) -> Matrix:
+    parts = [
+        matrix.masked(matrix.take(found, a.clip(0), s.clip(0)), a >= 0, s >= 0) for a in anchor.T for s in source.T
+    ]
+    total = parts[0]
+    for part in parts[1:]:
+        total = matrix.plus(total, part)
+    return total if anchor.shape[1] == 1 else matrix.scaled(total, 1 / anchor.shape[1])
 
 
 def block(maps: Sequence[UnitMap]) -> UnitMap:
     """Values laid end to end: each part by its own map."""
-    return UnitMap(torch.block_diag(*(m.writes for m in maps)), torch.block_diag(*(m.reads for m in maps)))
+    return UnitMap(matrix.blocks([m.writes for m in maps]), matrix.blocks([m.reads for m in maps]))
 
 
 def mixed(maps: Sequence[UnitMap], weights: Sequence[torch.Tensor | float]) -> UnitMap:
     """A weighted sum; a weight is a number or one number for every unit of the anchor."""
 
-    def total(name: str) -> torch.Tensor:
-        terms = []
-        for m, weight in zip(maps, weights, strict=True):
-            matrix: torch.Tensor = getattr(m, name)
-            scale = weight[:, None].to(matrix) if isinstance(weight, torch.Tensor) else weight
-            terms.append(matrix * scale)
-        return torch.stack(terms).sum(0)
+    def total(name: str) -> Matrix:
+        terms = [matrix.scaled(getattr(m, name), weight) for m, weight in zip(maps, weights, strict=True)]
+        return reduce(matrix.plus, terms)
 
     return UnitMap(total("writes"), total("reads"))
 
@@ -105,14 +113,6 @@ def require_equal(anchor: int, source: int, what: str) -> None:
             f"{what}: {anchor} units in the anchor and {source} in the source must keep their order and cannot be "
             "matched; give models with equal sizes there, or another otfusion.query_key"
         )
-
-
-def _overlap(anchor: int, source: int) -> torch.Tensor:
-    """Mass of the monotone coupling of two uniform rows of units."""
-    a = torch.arange(anchor + 1, dtype=torch.float64) / anchor
-    s = torch.arange(source + 1, dtype=torch.float64) / source
-    low = torch.maximum(a[:-1, None], s[None, :-1])
-    return (torch.minimum(a[1:, None], s[None, 1:]) - low).clamp_min(0)
 
 
 def _plain(units: NDArray[np.int64], size: int) -> bool:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from otfuse.align.attention import Heads, query_heads
-from otfuse.align.carry import Carrier
+from otfuse.align.carry import Carrier, Claims
 from otfuse.align.features import Features
 from otfuse.align.maps import UnitMap, block, mixed, require_equal
+from otfuse.align.matrix import dense
 from otfuse.align.residual import junction_weights
 from otfuse.core.alignment import Alignment, SpaceReport
 from otfuse.core.graph import NodeKind
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from otfuse.align.pair import Pair
+    from otfuse.core.alignment import Carry
     from otfuse.core.coupling import Coupling
-    from otfuse.core.graph import FlowNode
+    from otfuse.core.graph import FlowGraph, FlowNode
     from otfuse.core.recipe import OTFusion
     from otfuse.measure.moments import Moments
 
@@ -35,7 +37,10 @@ _KEEPING = (NodeKind.NORM, NodeKind.SCALE, NodeKind.ACTIVATION)
 
 
 class OTFusionWalk:
-    """One walk: maps of all nodes, and the carries of all stored tensors."""
+    """One walk: node by node its map, then the carries of the stored tensors that are complete with it.
+
+    A map lives until the last node that reads it is done. ``keep`` holds those of all spaces for the result.
+    """
 
     def __init__(
         self,
@@ -44,9 +49,11 @@ class OTFusionWalk:
         regulariser: float,
         moments: Mapping[int, Moments] | None = None,
         magnitudes: Mapping[int, torch.Tensor] | None = None,
+        *,
+        keep: bool = False,
     ) -> None:
         self.pair, self.options, self.regulariser = pair, options, regulariser
-        self._magnitudes = magnitudes or {}
+        self._magnitudes, self._keep = magnitudes or {}, keep
         self.features = Features(pair, options, moments, self.incoming)
         self._maps: dict[int, UnitMap | None] = {}
         self._latest: dict[str, UnitMap] = {}
@@ -54,23 +61,49 @@ class OTFusionWalk:
         self._together = shared_maps(pair, tied=options.query_key == "tied")
         self._kept = kept_units(pair) if options.classifier == "anchor" else frozenset[int]()
         self._heads = Heads(self) if options.query_key == "heads" else None
+        self.kept = set_aside(pair, options)
+        self._claims = Claims(pair.anchor.graph, self.kept)
+        self._carrier = Carrier(pair, self._claims, self.map_of, self.incoming)
+        self._blank: set[int] = set()  # nodes whose units are not followed
+        self._asked = self._asked_spaces()
+        self._dies = last_uses(pair.anchor.graph, self._together)
 
-    def run(self) -> Alignment:
-        """All maps in the order of the forward pass, then every stored tensor's carry."""
-        for node in self.pair.anchor.graph.nodes:
-            self.map_of(node.index)
-        carrier = Carrier(self.pair, self.map_of, self.incoming)
-        kept = classifier_tensors(self.pair) if self._kept else frozenset[str]()
-        carries = carrier.all(skip=kept, latest=self._latest)
-        maps = {name: found.writes.float() for name, found in self._latest.items()}
-        notes = (*self._lost(), *carrier.notes)
-        return Alignment(carries, maps, tuple(self._solved), notes, kept | self._incomparable())
+    @property
+    def steps(self) -> int:
+        """How many nodes there are to go through, in order."""
+        return len(self.pair.anchor.graph.nodes)
+
+    def step(self, index: int) -> dict[str, tuple[Carry, ...]]:
+        """The tensors that are complete with the node ``index``, with their carries."""
+        if self.map_of(index) is None:
+            self._blank.add(index)
+        complete = self._carrier.at(index)
+        for done in self._dies.get(index, ()):
+            self._maps.pop(done)
+        return complete
+
+    def rest(self) -> dict[str, tuple[Carry, ...]]:
+        """The tensors that no layer of the flow uses though predictions read them, when all nodes are done."""
+        return {name: self._carrier.by_spaces(name, self._latest) for name in self._claims.unclaimed}
+
+    def alignment(self) -> Alignment:
+        """What was found, when all is done."""
+        maps = {name: dense(found.writes).float() for name, found in self._latest.items()} if self._keep else {}
+        return Alignment(maps, tuple(self._solved), (*self._lost(), *self._carrier.notes), self.kept)
+
+    def _asked_spaces(self) -> frozenset[str]:
+        """Spaces of which the last map found is asked for later: for tensors and steps that no rule follows."""
+        graph = self.pair.anchor.graph
+        if self._keep:
+            return frozenset(space.id for space in graph.free)
+        held = {s.id for s in graph.spaces for m in s.members if m.tensor in self._claims.unclaimed}
+        return frozenset(held.union(*(n.written_spaces for n in graph.nodes if n.kind is NodeKind.OPAQUE)))
 
     def _lost(self) -> list[str]:
         """Steps whose units are not followed, as notes: what reads them takes them as they come."""
         nodes = self.pair.anchor.graph.nodes
         read = {r.node for node in nodes for r in node.readings}
-        lost = [n for n in nodes if self._is_blank(n) and n.index in read and self._maps[n.index] is None]
+        lost = [n for n in nodes if self._is_blank(n) and n.index in read and n.index in self._blank]
         blind = [n for n in nodes if n.kind is NodeKind.LINEAR and not n.readings and n.pieces]
         found = [f"{n.name or 'the model'}, {n.where}: what comes out of this step is not followed" for n in lost] + [
             f"{n.name or 'the model'}, {n.where}: what it reads is not followed, and taken in the source's own order"
@@ -83,11 +116,6 @@ class OTFusionWalk:
         stored = node.kind is NodeKind.SOURCE and not node.pieces and not self.pair.observed(node.index)
         return node.kind is NodeKind.OPAQUE or stored
 
-    def _incomparable(self) -> frozenset[str]:
-        """Tensors that no prediction reads and whose shapes differ: nothing tells what they hold."""
-        ours, theirs = self.pair.anchor.graph, self.pair.source.graph
-        return frozenset(name for name in ours.unread if ours.shapes[name] != theirs.shapes[name])
-
     # -- maps --------------------------------------------------------------------------------------------------------
     def map_of(self, index: int) -> UnitMap | None:
         """The map of what a node writes; None where its units are not followed."""
@@ -95,7 +123,7 @@ class OTFusionWalk:
             node, other = self.pair.nodes(index)
             found = self._find(node, other)
             self._maps[index] = found
-            if found is not None and len(node.written_spaces) == 1:
+            if found is not None and len(node.written_spaces) == 1 and node.written_spaces[0] in self._asked:
                 self._latest[node.written_spaces[0]] = found
         return self._maps[index]
 
@@ -142,7 +170,7 @@ class OTFusionWalk:
         found = self._read(node, other, reads["value"], shared)
         graph = self.pair.anchor.graph
         for name in (s for s in node.written_spaces if graph.space(s).kind == "heads"):
-            if graph.space(name).size == node.heads:
+            if graph.space(name).size == node.heads and name in self._asked:
                 self._latest.setdefault(name, found.coarse(node.heads, other.heads))
         return found
 
@@ -177,7 +205,8 @@ class OTFusionWalk:
         """The map of a space that is not what a node writes as a whole, such as heads: the last problem's."""
         if any(space.id == space_id for space in self.pair.anchor.graph.spaces):
             self._solved[-1] = replace(self._solved[-1], spaces=(space_id,))
-        self._latest[space_id] = UnitMap.of(coupling, self.options.unequal)
+        if space_id in self._asked:
+            self._latest[space_id] = UnitMap.of(coupling, self.options.unequal)
 
     def _name(self, group: Sequence[int]) -> str:
         return " + ".join(dict.fromkeys(self.pair.anchor.graph.nodes[i].name for i in group))
@@ -222,6 +251,29 @@ def shared_maps(pair: Pair, *, tied: bool) -> dict[int, tuple[int, ...]]:
         if len(made) == len(set(made)) and len(sizes) == 1 and kinds == {NodeKind.LINEAR}:
             groups |= dict.fromkeys(made, tuple(made))
     return groups
+
+
+def last_uses(graph: FlowGraph, together: Mapping[int, tuple[int, ...]]) -> dict[int, list[int]]:
+    """For every node, the nodes whose maps nobody asks for after it: those that read them, or share them, are done."""
+    last = {node.index: node.index for node in graph.nodes}
+    for node in graph.nodes:
+        for read in node.readings:
+            last[read.node] = max(last[read.node], node.index)
+    for index, group in together.items():
+        last[group[0]] = max(last[group[0]], index)
+    dies: dict[int, list[int]] = {}
+    for index, at in last.items():
+        dies.setdefault(at, []).append(index)
+    return dies
+
+
+def set_aside(pair: Pair, options: OTFusion) -> frozenset[str]:
+    """Tensors that stay the anchor's: the classifier where the recipe says so, and what no example input reaches.
+
+    Nothing tells what a tensor holds that no prediction reads: mixed place by place, unaligned, it would be worthless.
+    """
+    unread = frozenset(pair.anchor.graph.unread)
+    return unread | classifier_tensors(pair) if options.classifier == "anchor" else unread
 
 
 def classifier_tensors(pair: Pair) -> frozenset[str]:

@@ -67,23 +67,29 @@ class Pair:
 
 
 def unit_rows(side: Side, piece: Piece, units: NDArray[np.int64] | None = None) -> torch.Tensor:
-    """``[units, features]`` in float64: the slices of a stored tensor along the axis that the node writes."""
+    """``[units, features]``, a view where it can be: the slices of a stored tensor along the axis that the node writes."""
     assert piece.writes is not None  # the caller asks for pieces that write
     axis, places = piece.writes
-    tensor = side.weights[piece.tensor].detach().double().cpu()
     chosen = places if units is None else places[units]
-    return tensor.index_select(axis, torch.from_numpy(chosen)).movedim(axis, 0).reshape(len(chosen), -1)
+    tensor = _chosen(side.weights[piece.tensor].detach().cpu(), axis, chosen)
+    return tensor.movedim(axis, 0).flatten(1) if tensor.ndim > 1 else tensor[:, None]
 
 
-def read_rows(side: Side, piece: Piece) -> torch.Tensor:
-    """``[units, places, rest]`` in float64 of a matrix or kernel that reads: rows by what they read."""
+def read_rows(side: Side, piece: Piece, units: NDArray[np.int64]) -> torch.Tensor:
+    """``[units, places, rest]`` of a matrix or kernel that reads: rows by what they read."""
     assert piece.writes is not None and piece.reads is not None  # noqa: PT018
-    tensor = side.weights[piece.tensor].detach().double().cpu()
-    tensor = tensor.index_select(piece.writes[0], torch.from_numpy(piece.writes[1]))
-    tensor = tensor.index_select(piece.reads[0], torch.from_numpy(piece.reads[1]))
+    tensor = side.weights[piece.tensor].detach().cpu()
+    tensor = _chosen(tensor, piece.writes[0], piece.writes[1][units])
+    tensor = _chosen(tensor, piece.reads[0], piece.reads[1])
     rest = [d for d in range(tensor.ndim) if d not in (piece.writes[0], piece.reads[0])]
     out = tensor.permute(piece.writes[0], piece.reads[0], *rest)
     return out.reshape(out.shape[0], out.shape[1], -1)
+
+
+def _chosen(tensor: torch.Tensor, axis: int, places: NDArray[np.int64]) -> torch.Tensor:
+    if len(places) == tensor.shape[axis] and bool((places == np.arange(len(places))).all()):
+        return tensor
+    return tensor.index_select(axis, torch.from_numpy(places))
 
 
 def concat(arrays: list[NDArray[np.int64]]) -> NDArray[np.int64]:

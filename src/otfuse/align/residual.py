@@ -63,7 +63,7 @@ def stored_magnitude(pair: Pair, index: int) -> torch.Tensor:
 
     which = pair.main_piece(index)
     assert which is not None  # a stored table has its tensor
-    return unit_rows(pair.anchor, pair.anchor.graph.nodes[index].pieces[which]).abs().mean(1)
+    return unit_rows(pair.anchor, pair.anchor.graph.nodes[index].pieces[which]).double().abs().mean(1)
 
 
 def affines(moments: Mapping[int, Moments], nodes: Sequence[int], transform: Transform) -> list[tuple[int, Affine]]:

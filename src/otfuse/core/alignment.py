@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 class AxisMap:
     """Carries a block of one axis: ``new[anchor[i]] = sum_j matrix[i, j] old[source[j]]``.
 
-    ``matrix[anchor unit, source unit]``; ``anchor[na]`` and ``source[ns]`` are positions along the axis.
+    ``matrix[anchor unit, source unit]`` is dense or compressed (``align.matrix``); ``anchor[na]`` and ``source[ns]`` are
+    positions along the axis.
     """
 
     axis: int
-    matrix: torch.Tensor
+    matrix: Any
     anchor: NDArray[np.int64]
     source: NDArray[np.int64]
 
@@ -53,12 +54,11 @@ class SpaceReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Alignment:
-    """All maps of one source. ``maps[space id]`` is ``[anchor, source]``, or ``[copies, anchor, source]``.
+    """What was found for one source. ``maps[space id]`` is ``[anchor, source]``; empty where nobody asked to keep them.
 
-    ``kept`` are tensors that stay the anchor's; what has no carry is averaged as it is.
+    ``kept`` are tensors that stay the anchor's.
     """
 
-    carries: tuple[Carry, ...] = ()
     maps: dict[str, torch.Tensor] = field(default_factory=dict)
     solved: tuple[SpaceReport, ...] = ()
     notes: tuple[str, ...] = ()

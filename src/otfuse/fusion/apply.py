@@ -1,61 +1,106 @@
-"""Carrying a source's tensors into the anchor's basis, and averaging."""
+"""Carrying a source's tensors into the anchor's basis, and averaging: block by block, so that a large table costs a block."""
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from otfuse.align.matrix import along
 from otfuse.errors import MatchError
+from otfuse.program.weights import BLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from otfuse.core.alignment import Alignment, AxisMap, Carry
+    from otfuse.core.alignment import AxisMap, Carry
+    from otfuse.program.weights import Weights
 
 
-def fused(
-    anchor: Mapping[str, torch.Tensor],
-    sources: Sequence[Mapping[str, torch.Tensor]],
-    alignments: Sequence[Alignment],
-    weights: Sequence[float],
-) -> dict[str, torch.Tensor]:
-    """``weights[0] * anchor + sum_k weights[k] * carried source k``, tensor by tensor, in the anchor's shapes and dtype.
+def mixed(
+    name: str, anchor: Weights, sources: Sequence[Weights], carries: Sequence[Sequence[Carry]], weights: Sequence[float]
+) -> Iterator[torch.Tensor]:
+    """``weights[0] * anchor + sum_k weights[k] * carried source k``, flat, in blocks in the order of the anchor's values.
 
-    Tensors that an alignment keeps stay the anchor's. Raises MatchError for a tensor without a carry whose shapes differ.
+    Sums are in float64, of tensors stored in half precision in float32. Raises MatchError for a tensor without a carry
+    whose shapes differ.
     """
-    tables = [_by_tensor(alignment) for alignment in alignments]
-    kept = frozenset().union(*(a.kept for a in alignments))
-    result = {}
-    for name, tensor in anchor.items():
-        if name in kept:
-            result[name] = tensor.clone()
-            continue
-        total = weights[0] * tensor.double()
-        for source, table, weight in zip(sources, tables, weights[1:], strict=True):
-            total += weight * carried(source[name], table.get(name, ()), tensor.shape, name).to(total.device)
-        result[name] = total.to(tensor.dtype)
-    return result
+    shape = anchor.shape(name)
+    half = all(w.stored(name).itemsize <= 2 for w in (anchor, *sources))
+    kind, size = torch.float32 if half else torch.float64, _block(shape, carries)
+    parts = [anchor.blocks(name, size)]
+    parts += [carried(name, source, own, shape, size) for source, own in zip(sources, carries, strict=True)]
+    for blocks in zip(*parts, strict=True):
+        total = blocks[0].to(kind).mul_(weights[0]) if blocks[0].dtype != kind else blocks[0] * weights[0]
+        for block, weight in zip(blocks[1:], weights[1:], strict=True):
+            total.add_(block.to(kind).to(total.device), alpha=weight)
+        yield total
 
 
-def carried(tensor: torch.Tensor, carries: Sequence[Carry], shape: torch.Size, name: str) -> torch.Tensor:
-    """A source's tensor in the anchor's basis: maps are applied in the tensor's own precision, float32 at least."""
+def carried(
+    name: str, source: Weights, carries: Sequence[Carry], shape: torch.Size, size: int
+) -> Iterator[torch.Tensor]:
+    """A source's tensor in the anchor's basis, flat, ``size`` values at a time.
+
+    Maps are applied in the tensor's own precision, float32 at least.
+    """
     if not carries:
-        if tensor.shape != shape:
+        if source.shape(name) != shape:
             raise MatchError(
-                f"{name}: has shape {list(shape)} in the anchor and {list(tensor.shape)} in the source and no map joins "
-                "them; use a recipe that aligns units, or models of equal sizes"
+                f"{name}: has shape {list(shape)} in the anchor and {list(source.shape(name))} in the source and no map "
+                "joins them; use a recipe that aligns units, or models of equal sizes"
             )
-        return tensor.double()
+        yield from source.blocks(name, size)
+    elif _by_rows(carries):
+        width, theirs = prod(shape[1:]), source.shape(name)[1:]
+        for block in source.blocks(name, size // width * prod(theirs)):
+            rows = block.reshape(-1, *theirs)
+            yield _carried(rows, carries, (len(rows), *shape[1:])).reshape(-1)
+    else:
+        yield from _carried(source[name], carries, tuple(shape)).reshape(-1).split(size)
+
+
+def _block(shape: torch.Size, carries: Sequence[Sequence[Carry]]) -> int:
+    """Values per block: whole rows where a source is carried row by row."""
+    if not any(carries) or not shape:
+        return BLOCK
+    width = max(prod(shape[1:]), 1)
+    return max(BLOCK // width, 1) * width
+
+
+def _by_rows(carries: Sequence[Carry]) -> bool:
+    """Whether no map touches the first axis, so that rows can be carried one after another."""
+    return all(axis_map.axis != 0 for carry in carries for axis_map in carry.axes)
+
+
+def _carried(tensor: torch.Tensor, carries: Sequence[Carry], shape: tuple[int, ...]) -> torch.Tensor:
     tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-    out = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+    whole = len(carries) == 1 and all(len(m.anchor) == shape[m.axis] for m in carries[0].axes)
+    if whole and all(_in_order(axis_map) for axis_map in carries[0].axes):
+        return _mapped(tensor, carries[0])
+    same = tensor.shape == torch.Size(shape)  # what no map covers is taken where it is
+    out = tensor.clone() if same else torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
     for carry in carries:
-        part, places = tensor, [torch.arange(n) for n in shape]
+        places = [torch.arange(n) for n in shape]
         for axis_map in carry.axes:
-            part = _along(part, axis_map)
             places[axis_map.axis] = torch.from_numpy(axis_map.anchor)
-        _place(out, part, places)
+        _place(out, _mapped(tensor, carry), places)
     return out
+
+
+def _in_order(axis_map: AxisMap) -> bool:
+    return bool((axis_map.anchor == np.arange(len(axis_map.anchor))).all())
+
+
+def _mapped(tensor: torch.Tensor, carry: Carry) -> torch.Tensor:
+    for axis_map in carry.axes:
+        chosen, n = axis_map.source, tensor.shape[axis_map.axis]
+        if len(chosen) != n or (chosen != np.arange(n)).any():
+            tensor = tensor.index_select(axis_map.axis, torch.from_numpy(chosen).to(tensor.device))
+        tensor = along(axis_map.matrix, tensor, axis_map.axis)
+    return tensor
 
 
 def _place(out: torch.Tensor, part: torch.Tensor, places: list[torch.Tensor]) -> None:
@@ -67,18 +112,3 @@ def _place(out: torch.Tensor, part: torch.Tensor, places: list[torch.Tensor]) ->
         out.index_copy_(partial[0], places[partial[0]].to(out.device), part)
     else:
         out[torch.meshgrid(*places, indexing="ij")] = part
-
-
-def _along(tensor: torch.Tensor, axis_map: AxisMap) -> torch.Tensor:
-    index = torch.from_numpy(axis_map.source).to(tensor.device)
-    matrix = axis_map.matrix.to(tensor)
-    chosen = tensor.index_select(axis_map.axis, index)
-    mapped: torch.Tensor = torch.tensordot(matrix, chosen, dims=([1], [axis_map.axis]))
-    return mapped.movedim(0, axis_map.axis)
-
-
-def _by_tensor(alignment: Alignment) -> dict[str, list[Carry]]:
-    table: dict[str, list[Carry]] = {}
-    for carry in alignment.carries:
-        table.setdefault(carry.tensor, []).append(carry)
-    return table

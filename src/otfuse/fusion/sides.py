@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from otfuse.errors import UsageError
 from otfuse.flow.derive import derive
 from otfuse.flow.match import require_match
-from otfuse.flow.verify import SpaceTrial, real, verify_weights
+from otfuse.flow.verify import SpaceTrial, verify_weights
 from otfuse.fusion.differences import require_same_functions
 from otfuse.measure.probe import Side
 from otfuse.program.export import export
@@ -18,54 +18,72 @@ from otfuse.program.inputs import examples, resized
 from otfuse.program.state import copied
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
     from otfuse.flow.verify import Verification
     from otfuse.program.export import Program
     from otfuse.program.inputs import Inputs
+    from otfuse.program.weights import Weights
 
 GATE_TOLERANCE = 1e-4  # float32, real weights: rounding of deep models stays below
 _GATE_EXAMPLES = 4
 _LABELS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "id2label", "label2id")
 
 
-def traced(model: nn.Module, inputs: Inputs | None) -> Side:
+@dataclass(slots=True, eq=False)
+class Parent:
+    """A model that goes into a fusion.
+
+    ``module`` has its class and config, and perhaps no weights of its own; ``weights`` are all its stored floating tensors
+    by every name. ``lacking`` are tensors that it has not and the anchor has alone.
+    """
+
+    name: str
+    module: nn.Module
+    weights: Weights
+    lacking: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def traced(parent: Parent, inputs: Inputs | None) -> Side:
     """A model's program, flow graph and stored tensors."""
-    program = export(model, inputs)
-    return Side(program, derive(program, holds=SpaceTrial(model, program)), real(model, program))
+    program = export(parent.module, inputs)
+    graph = derive(program, holds=SpaceTrial(parent.module, program, parent.weights))
+    return Side(program, graph, parent.weights)
 
 
-def sides(models: Sequence[nn.Module], names: Sequence[str], inputs: Inputs | None) -> list[Side]:
+def sides(parents: Sequence[Parent], inputs: Inputs | None, aside: Callable[[Side], frozenset[str]]) -> list[Side]:
     """All models as sides, anchor first; one that computes the same as the anchor shares its program.
 
-    Raises MatchError if a source's forward pass differs from the anchor's.
+    Raises MatchError if a source's forward pass differs from the anchor's, but for the tensors that are set ``aside``.
     """
-    anchor = traced(models[0], inputs)
+    anchor = traced(parents[0], inputs)
     found = [anchor]
-    for model, name in zip(models[1:], names[1:], strict=True):
-        if _same_function(models[0], model):
-            side = Side(anchor.program, anchor.graph, real(model, anchor.program))
+    for parent in parents[1:]:
+        names = (parents[0].name, parent.name)
+        if _same_function(parents[0].module, parent.module):
+            side = Side(anchor.program, anchor.graph, parent.weights)
         else:
-            side = traced(model, inputs)
-            require_match(anchor.graph, side.graph, (names[0], name))
-            require_same_functions(anchor, side, (names[0], name))
+            side = traced(parent, inputs)
+            require_match(anchor.graph, side.graph, names, aside=aside(anchor))
+            require_same_functions(anchor, side, names)
         found.append(side)
     return found
 
 
-def check(models: Sequence[nn.Module], found: Sequence[Side], seed: int) -> Verification:
+def check(parents: Sequence[Parent], found: Sequence[Side], seed: int) -> Verification:
     """The gate on real weights, once per program; GateError if one fails. Returns the anchor's."""
     first: Verification | None = None
     seen: list[Program] = []
-    for model, side in zip(models, found, strict=True):
+    for parent, side in zip(parents, found, strict=True):
         if side.program in seen:
             continue
         seen.append(side.program)
         few = min(_GATE_EXAMPLES, examples(side.program.inputs))
         program = replace(side.program, inputs=resized(side.program.inputs, few))
-        verification = verify_weights(model, program, side.graph, seed=seed)
+        verification = verify_weights(parent.module, program, side.graph, parent.weights, seed=seed)
         verification.require(GATE_TOLERANCE)
         first = first or verification
     assert first is not None  # there is always an anchor

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +21,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from otfuse.io.keys import Keys
+
 _HUB_NAME = re.compile(r"(?:[\w][\w.-]*/)?[\w][\w.-]*(?:@[\w./-]+)?")
-_CHUNK = 1 << 24  # bytes hashed at a time
 log = logging.getLogger(__name__)
 
 
@@ -38,18 +37,6 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     pickled: bool = False
     trust_remote_code: bool = False
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 (hex) over config.json and the weight files in the order of their names; each file is streamed."""
-        digest = hashlib.sha256()
-        for name in ("config.json", *self.files):
-            path = self.folder / name
-            digest.update(f"{name}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
-        return digest.hexdigest()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -154,27 +141,27 @@ def load_model(
     The class is the one named in config.json, else what the Auto classes choose. Raises :class:`CheckpointError` if
     tensors are missing, of another shape, left over from the same modules, or not finite; :class:`DeviceError`.
     """
-    model, info = _from_pretrained(checkpoint, _model_class(checkpoint), dtype)
+    model, info = _from_pretrained(checkpoint, model_class(checkpoint), dtype)
     _refuse_bad_keys(checkpoint, model, info)
     _refuse_not_finite(checkpoint, model)
     try:
         model.to(device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # some devices lack float64
         msg = (
-            f"device {device}: the model of {checkpoint.name} cannot go there ({_first_line(error)}); use --device cpu"
+            f"device {device}: the model of {checkpoint.name} cannot go there ({first_line(error)}); use --device cpu"
         )
         raise DeviceError(msg) from None
     return model.eval()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says first; a line that ends in a colon says nothing without the next."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     told = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
     return told.rstrip(".;")
 
 
-def _model_class(checkpoint: Checkpoint) -> Any:
+def model_class(checkpoint: Checkpoint) -> Any:
     import transformers
 
     name, custom = checkpoint.architecture, checkpoint.config.get("auto_map") or {}
@@ -211,9 +198,25 @@ def _from_pretrained(checkpoint: Checkpoint, kind: Any, dtype: torch.dtype | Non
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # noqa: BLE001 - whatever a config or file makes transformers raise
-        msg = f"checkpoint {checkpoint.name}: {kind.__name__} cannot be loaded ({_first_line(error)}); check its config.json"
+        msg = f"checkpoint {checkpoint.name}: {kind.__name__} cannot be loaded ({first_line(error)}); check its config.json"
         raise CheckpointError(msg) from None
     return model, info
+
+
+def require_keys(model: nn.Module, checkpoint: Checkpoint, keys: Keys, *, joined: bool) -> None:
+    """CheckpointError unless the files hold every tensor of ``model`` in its shape, and nothing that says otherwise."""
+    state = model.state_dict(keep_vars=True)
+    held = {id(state[name]) for name in (*keys.plain, *keys.groups)}
+    optional = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    idle = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    missing = [n for n in keys.missing if id(state[n]) not in held and not any(p.search(n) for p in optional)]
+    shapes = {name: (checkpoint.tensors[key].shape, tuple(state[name].shape)) for name, key in keys.plain.items()}
+    info = {
+        "mismatched_keys": [(name, stored, wanted) for name, (stored, wanted) in shapes.items() if stored != wanted],
+        "missing_keys": [] if joined else missing,
+        "unexpected_keys": [] if joined else [k for k in keys.unexpected if not any(p.search(k) for p in idle)],
+    }
+    _refuse_bad_keys(checkpoint, model, info)
 
 
 def _refuse_bad_keys(checkpoint: Checkpoint, model: nn.Module, info: dict[str, Any]) -> None:

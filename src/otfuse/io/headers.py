@@ -36,11 +36,17 @@ _MOST_HEADER = 100_000_000  # bytes; the same limit as safetensors' own
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A stored tensor: its type, its shape and the file (a name inside the checkpoint's folder) that holds it."""
+    """A stored tensor: its type, its shape, the file (a name inside the checkpoint's folder) and where its bytes begin there."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     file: str
+    offset: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """How many there are."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
 def read_weights(folder: Path, *, allow_pickle: bool) -> tuple[dict[str, TensorInfo], bool]:
@@ -124,7 +130,7 @@ def _safetensors(path: Path) -> dict[str, TensorInfo]:
             if not 0 < length <= min(size - 8, _MOST_HEADER):
                 raise _broken(path, f"its header does not fit into {size} bytes")
             header = json.loads(file.read(length))
-        return _entries(path, header, size - 8 - length)
+        return _entries(path, header, size - 8 - length, 8 + length)
     except OSError as error:
         msg = f"checkpoint {path.parent}: {path.name} cannot be read ({error.strerror}); check its permissions"
         raise CheckpointError(msg) from None
@@ -132,7 +138,7 @@ def _safetensors(path: Path) -> dict[str, TensorInfo]:
         raise _broken(path, "its header is not what safetensors writes") from None
 
 
-def _entries(path: Path, header: dict[str, Any], data: int) -> dict[str, TensorInfo]:
+def _entries(path: Path, header: dict[str, Any], data: int, begin: int) -> dict[str, TensorInfo]:
     tensors, end = {}, 0
     for name, entry in header.items():
         if name == "__metadata__":
@@ -140,9 +146,9 @@ def _entries(path: Path, header: dict[str, Any], data: int) -> dict[str, TensorI
         if entry["dtype"] not in DTYPES:
             msg = f"checkpoint {path.parent}: tensor {name!r} in {path.name} has the unknown type {entry['dtype']}; convert it"
             raise CheckpointError(msg)
-        info = TensorInfo(DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"]), path.name)
         first, last = entry["data_offsets"]
-        if last - first != prod(info.shape) * info.dtype.itemsize:
+        info = TensorInfo(DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"]), path.name, begin + first)
+        if last - first != info.bytes:
             raise _broken(path, f"tensor {name!r} has the wrong length")
         tensors[name], end = info, max(end, last)
     if end != data:

@@ -36,7 +36,7 @@ Terms: TypeAlias = "Mapping[int, Sequence[tuple[int, Affine]]]"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
-    """One model: its program, its flow graph, its stored tensors by first name."""
+    """One model: its program, its flow graph, its stored tensors by every name."""
 
     program: Program
     graph: FlowGraph

@@ -1,0 +1,153 @@
+"""A checkpoint's model without its weights: the class with its config, its stored tensors never filled nor touched.
+
+Memory that nobody wrote to costs nothing, whatever its size. Buffers that are not stored have their values.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from otfuse.errors import CheckpointError
+from otfuse.io.checkpoint import first_line, model_class, require_keys
+from otfuse.io.keys import Keys, converted, resolve
+from otfuse.io.quiet import quiet
+from otfuse.program.weights import Weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from otfuse.io.checkpoint import Checkpoint
+    from otfuse.io.keys import Group
+    from otfuse.io.stored import Stored
+
+
+def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, kind: type[nn.Module] | None = None) -> nn.Module:
+    """The model in evaluation mode and in ``dtype``, its stored tensors uninitialised, of class ``kind`` if given.
+
+    Raises CheckpointError if transformers cannot make it.
+    """
+    from transformers import AutoConfig
+    from transformers.initialization import no_init_weights
+
+    wanted: Any = kind or model_class(checkpoint)
+    code = {"trust_remote_code": True} if checkpoint.trust_remote_code else {}
+    try:
+        with quiet(), no_init_weights():
+            reader = getattr(wanted, "config_class", None) or AutoConfig
+            config = reader.from_pretrained(checkpoint.folder, local_files_only=True, **code)
+            auto = not issubclass(wanted, nn.Module)
+            model = wanted.from_config(config, dtype=dtype, **code) if auto else wanted._from_config(config, dtype=dtype)  # noqa: SLF001  # what from_config calls
+        with quiet():
+            model.tie_weights()
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a config makes transformers raise
+        msg = f"checkpoint {checkpoint.name}: {wanted.__name__} cannot be made ({first_line(error)}); check its config.json"
+        raise CheckpointError(msg) from None
+    made: nn.Module = model.eval()
+    return made
+
+
+class FileWeights(Weights):
+    """The stored tensors of a model, read from its files by the names that the model has, in ``dtype``.
+
+    ``keys`` tells where they lie; names that share one tensor of the model share its place. ``extra`` holds tensors that
+    the files do not have. Raises CheckpointError as reading does.
+    """
+
+    def __init__(
+        self, model: nn.Module, stored: Stored, keys: Keys, dtype: torch.dtype, extra: Mapping[str, torch.Tensor]
+    ) -> None:
+        super().__init__(extra)
+        self._model, self._stored, self.keys, self._dtype = model, stored, keys, dtype
+        self._shapes: dict[str, torch.Size] = {}
+        self.place: dict[str, str | Group] = {}  # model name -> key, or the group that holds it
+        self.alike: dict[str, list[str]] = {}  # first name -> every name of the same tensor
+        first: dict[int, str] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            self.alike.setdefault(first.setdefault(id(tensor), name), []).append(name)
+            if tensor.is_floating_point():
+                self._shapes[name] = tensor.shape
+        for names in self.alike.values():
+            there = next((n for n in names if n in keys.plain or n in keys.groups), None)
+            if there is not None:
+                self.place |= dict.fromkeys(names, keys.plain.get(there) or keys.groups[there])
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        place = self.place.get(name)
+        if place is None:
+            return super().__getitem__(name)
+        if isinstance(place, str):
+            return self._stored.read(place).to(self._dtype)
+        made = converted(place, self._model, self._stored.read)
+        own = next((n for n in self._same(name) if n in made), None)
+        if own is None or made[own].shape != self._shapes[name]:
+            msg = f"checkpoint {self._stored.checkpoint.name}: {name!r} cannot be put together from {place.keys[0][1]!r} and others; config.json and weights do not belong together"
+            raise CheckpointError(msg)
+        return made[own].to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def shape(self, name: str) -> torch.Size:
+        """Its shape in the model."""
+        return self._shapes[name]
+
+    def stored(self, name: str) -> torch.dtype:
+        """The type in its file."""
+        place = self.place.get(name)
+        if place is None:
+            return super().stored(name)
+        return self._stored.infos[place if isinstance(place, str) else place.keys[0][1]].dtype
+
+    def blocks(self, name: str, size: int) -> Iterator[torch.Tensor]:
+        """Its values in order, flat, ``size`` at a time, in the type of the file."""
+        place = self.place.get(name)
+        if isinstance(place, str):
+            return self._stored.blocks(place, size)
+        return super().blocks(name, size)
+
+    def _same(self, name: str) -> list[str]:
+        return next(names for names in self.alike.values() if name in names)
+
+
+def settle(model: nn.Module, stored: Stored, *, joined: bool = False) -> Keys:
+    """Where the tensors of ``model`` lie, after checks against the files' headers.
+
+    What nobody trains (counters, statistics, tables of places) is read into the model, which needs its values to be
+    traced, and a head that the config ties although the files hold another is given back its own place. ``joined`` allows what a head adds to its base to be
+    missing or left over. Raises CheckpointError.
+    """
+    keys = resolve(model, stored.infos)
+    state = model.state_dict(keep_vars=True)
+    for name in _own_heads(model, stored, keys):
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(torch.empty_like(state[name])))
+    require_keys(model, stored.checkpoint, keys, joined=joined)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if not tensor.requires_grad and name in keys.plain:
+                tensor.copy_(stored.read(keys.plain[name]))
+    return keys
+
+
+def _own_heads(model: nn.Module, stored: Stored, keys: Keys) -> list[str]:
+    """Names that the model ties to another whose values in the files differ."""
+    groups: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in keys.plain:
+            groups.setdefault(id(tensor), []).append(name)
+    return [name for names in groups.values() for name in names[1:] if not _equal(stored, keys, names[0], name)]
+
+
+def _equal(stored: Stored, keys: Keys, one: str, other: str) -> bool:
+    pair = [keys.plain[name] for name in (one, other)]
+    if len({(stored.infos[key].shape, stored.infos[key].dtype) for key in pair}) > 1:
+        return False
+    return all(torch.equal(a, b) for a, b in zip(*map(stored.blocks, pair), strict=True))
