@@ -17,7 +17,7 @@ from otfuse.core import recipe as recipes
 from otfuse.core.report import Report, Stage
 from otfuse.evaluate.metrics import evaluate_together
 from otfuse.evaluate.run import find_device
-from otfuse.flow.verify import Verification, verify_graph
+from otfuse.flow.proof.gate import Verification, verify_graph
 from otfuse.fusion.job import Job
 from otfuse.fusion.sides import traced
 from otfuse.io import given, writer

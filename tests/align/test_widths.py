@@ -10,7 +10,7 @@ from torch import nn
 
 from align_copies import Case, case, fuse, split
 from otfuse.core.space import Role
-from otfuse.flow.act import act, draw
+from otfuse.flow.proof.act import act, draw
 from otfuse.testing import small
 
 ROUNDING = 2e-6

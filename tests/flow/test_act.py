@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from otfuse.core.space import Group, Member, Role, Space
 from otfuse.errors import GateError
-from otfuse.flow.act import Element, act, chance, draw
 from otfuse.flow.derive import derive
-from otfuse.flow.verify import SpaceTrial, verify_graph
+from otfuse.flow.proof.act import Element, act, chance, draw
+from otfuse.flow.proof.gate import SpaceTrial, verify_graph
 from otfuse.program.export import export
 from otfuse.testing.examples import EXAMPLES
 
@@ -163,7 +163,7 @@ def test_turns_add_up():
     torch.testing.assert_close(act([first, second], weights)["q"], act([both], weights)["q"], rtol=1e-12, atol=1e-14)
 
 
-STREAM = "from otfuse.flow.act import chance; print(chance(7, 'a.weight:0', 'x').integers(0, 2**62, 4).tolist())"
+STREAM = "from otfuse.flow.proof.act import chance; print(chance(7, 'a.weight:0', 'x').integers(0, 2**62, 4).tolist())"
 
 
 @pytest.mark.parametrize("salt", ["0", "1234"])

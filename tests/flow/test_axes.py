@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otfuse.flow.axes import Algebra, MisfitError
-from otfuse.flow.places import positions, segments
+from otfuse.flow.algebra.axes import Algebra, MisfitError
+from otfuse.flow.algebra.positions import positions, segments
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 24)
 many = settings(max_examples=300, deadline=None)

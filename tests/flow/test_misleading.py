@@ -14,7 +14,7 @@ import otfuse
 from named import Named, into
 from otfuse.core.space import Group
 from otfuse.errors import GateError
-from otfuse.flow.verify import verify_graph
+from otfuse.flow.proof.gate import verify_graph
 from otfuse.program.export import export
 from otfuse.testing.law import EXACT, Bench, moves
 from otfuse.testing.record import normal, randomise

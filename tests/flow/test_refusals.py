@@ -14,11 +14,11 @@ from torch import nn
 import otfuse
 from otfuse.core.space import Group
 from otfuse.errors import GateError, MatchError, RuleError
-from otfuse.flow.act import generators
 from otfuse.flow.derive import derive
 from otfuse.flow.match import require_match
-from otfuse.flow.registry import RULES, Family, rule
-from otfuse.flow.verify import SpaceTrial, Verification, verify_graph, verify_weights
+from otfuse.flow.proof.act import generators
+from otfuse.flow.proof.gate import SpaceTrial, Verification, verify_graph, verify_weights
+from otfuse.flow.rules.registry import RULES, Family, rule
 from otfuse.program.export import export
 from otfuse.program.whereabouts import where
 from otfuse.testing.examples import EXAMPLES

@@ -8,9 +8,9 @@ from collections import defaultdict
 import pytest
 
 from otfuse.errors import RuleError
-from otfuse.flow.axes import Algebra
-from otfuse.flow.op import Op
-from otfuse.flow.registry import RULES, Entry, load
+from otfuse.flow.algebra.axes import Algebra
+from otfuse.flow.rules.op import Op
+from otfuse.flow.rules.registry import RULES, Entry, load
 from otfuse.testing.rule_cases import CASES
 from otfuse.testing.rules import MUTATIONS, RuleCase, broken, judge
 

@@ -14,9 +14,9 @@ from otfuse.core import recipe as recipes
 from otfuse.core.alignment import Alignment
 from otfuse.core.dataset import Dataset
 from otfuse.core.space import Role
-from otfuse.flow.act import act, draw
 from otfuse.flow.match import require_match
-from otfuse.flow.verify import change
+from otfuse.flow.proof.act import act, draw
+from otfuse.flow.proof.gate import change
 from otfuse.fusion.apply import fused
 from otfuse.fusion.sides import traced
 from otfuse.measure.probe import Side, first_batch

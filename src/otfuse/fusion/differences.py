@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from otfuse.errors import MatchError
-from otfuse.flow.registry import operator_name
+from otfuse.flow.rules.operators import operator_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,7 +10,7 @@ import torch
 from otfuse.errors import UsageError
 from otfuse.flow.derive import derive
 from otfuse.flow.match import require_match
-from otfuse.flow.verify import SpaceTrial, verify_weights
+from otfuse.flow.proof.gate import SpaceTrial, verify_weights
 from otfuse.fusion.differences import require_same_functions
 from otfuse.measure.probe import Side
 from otfuse.program.export import export
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from otfuse.flow.verify import Verification
+    from otfuse.flow.proof.gate import Verification
     from otfuse.program.export import Program
     from otfuse.program.inputs import Inputs
     from otfuse.program.weights import Weights

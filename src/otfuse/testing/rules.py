@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from otfuse.errors import RuleError
-from otfuse.flow.axes import Algebra
+from otfuse.flow.algebra.axes import Algebra
+from otfuse.flow.algebra.value import Value
 from otfuse.flow.derive import derive
-from otfuse.flow.op import Op
-from otfuse.flow.registry import RULES, UNKNOWN, Entry, load, operator_name
-from otfuse.flow.value import Value
-from otfuse.flow.verify import SpaceTrial
+from otfuse.flow.proof.gate import SpaceTrial
+from otfuse.flow.rules.op import Op
+from otfuse.flow.rules.operators import operator_name
+from otfuse.flow.rules.registry import RULES, UNKNOWN, Entry, load
 from otfuse.program.export import Program, export
 from otfuse.testing.law import EXACT, Bench, moves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from otfuse.flow.axes import Axis
-    from otfuse.flow.registry import Rule
+    from otfuse.flow.algebra.axes import Axis
+    from otfuse.flow.rules.registry import Rule
     from otfuse.testing.record import Example
 
 BROKEN = (RuleError, RuntimeError, TypeError, IndexError, ValueError)  # what a broken rule may lead to

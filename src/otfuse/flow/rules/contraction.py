@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from otfuse.core.space import Role
-from otfuse.flow.choices import origin, sorted_numbers
-from otfuse.flow.dimensions import einsum_letters
-from otfuse.flow.op import Op
-from otfuse.flow.registry import UNKNOWN, Family, argument, rule
-from otfuse.flow.value import Value
+from otfuse.flow.algebra.value import Value
+from otfuse.flow.rules.op import Op
+from otfuse.flow.rules.operators import argument, einsum_letters
+from otfuse.flow.rules.origin import origin, sorted_numbers
+from otfuse.flow.rules.registry import UNKNOWN, Family, rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from otfuse.flow.axes import Axis
+    from otfuse.flow.algebra.axes import Axis
 
 
 def einsum(op: Op, inputs: Sequence[str], output: str, values: Sequence[Value]) -> Value:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from otfuse.core.space import Role
-from otfuse.flow.op import Op
-from otfuse.flow.registry import Family, rule
-from otfuse.flow.value import Value
+from otfuse.flow.algebra.value import Value
+from otfuse.flow.rules.op import Op
+from otfuse.flow.rules.registry import Family, rule
 
 _PRODUCTS = ("mul", "mul_", "div", "div_", "multiply", "divide", "true_divide")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from otfuse.flow.axes import Axis, MisfitError
-from otfuse.flow.dimensions import dimension_order
-from otfuse.flow.op import Op
-from otfuse.flow.registry import Family, rule
+from otfuse.flow.algebra.axes import Axis, MisfitError
+from otfuse.flow.algebra.value import Stacked, Value
+from otfuse.flow.rules.op import Op
+from otfuse.flow.rules.operators import dimension_order
+from otfuse.flow.rules.registry import Family, rule
 from otfuse.flow.rules.stack import unstacked_later
-from otfuse.flow.value import Stacked, Value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from otfuse.core.space import Role
-from otfuse.flow.choices import origin
-from otfuse.flow.op import Op
-from otfuse.flow.registry import UNKNOWN, Family, argument, rule
-from otfuse.flow.value import Value
+from otfuse.flow.algebra.value import Value
+from otfuse.flow.rules.op import Op
+from otfuse.flow.rules.operators import argument
+from otfuse.flow.rules.origin import origin
+from otfuse.flow.rules.registry import UNKNOWN, Family, rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from otfuse.flow.axes import Axis
+    from otfuse.flow.algebra.axes import Axis
 
 
 @rule("embedding", family=Family.LOOKUP)

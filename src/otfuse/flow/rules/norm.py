@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from otfuse.core.space import Role
-from otfuse.flow.op import Op
-from otfuse.flow.registry import Family, rule
-from otfuse.flow.value import Value
+from otfuse.flow.algebra.value import Value
+from otfuse.flow.rules.op import Op
+from otfuse.flow.rules.registry import Family, rule
 
 
 def _join(op: Op, x: Value, dim: int, item: Any, axis: int, role: Role) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from otfuse.flow.dimensions import reduced_dimensions
-from otfuse.flow.op import Op
-from otfuse.flow.registry import UNKNOWN, Family, operator_name, rule
-from otfuse.flow.value import Value
+from otfuse.flow.algebra.value import Value
+from otfuse.flow.rules.op import Op
+from otfuse.flow.rules.operators import operator_name, reduced_dimensions
+from otfuse.flow.rules.registry import UNKNOWN, Family, rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

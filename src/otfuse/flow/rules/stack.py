@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from otfuse.flow.dimensions import dimension_order
-from otfuse.flow.registry import UNKNOWN, operator_name
-from otfuse.flow.value import Stacked, Value
+from otfuse.flow.algebra.value import Stacked, Value
+from otfuse.flow.rules.operators import dimension_order, operator_name
+from otfuse.flow.rules.registry import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import fx
 
-    from otfuse.flow.op import Op
+    from otfuse.flow.rules.op import Op
 
 _SAME = ("contiguous", "clone", "to", "dropout", "alias", "detach")
 _DEPTH = 8
