@@ -78,6 +78,7 @@ class Heads:
             role: scaled(walk.features.cost((i,), [walk.features.all_units(i)]), walk.options.cost_scale)
             for role, i in made.items()
         }
+        walk.features.forget(tuple(made.values()))
         inner = _Inner(walk, costs, ours, theirs, parts=self._parts(made["key"], ours.key[0]), name=node.name)
         shared = next((s for s in node.written_spaces if pair.anchor.graph.space(s).kind == "heads"), node.name)
         if shared not in self._outer:  # heads that several attentions share (one position bias) move together

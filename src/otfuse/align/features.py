@@ -13,7 +13,7 @@ from otfuse.errors import DataError
 from otfuse.solve.cost import between, scaled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -33,10 +33,18 @@ class Features:
         self,
         pair: Pair,
         options: OTFusion,
-        moments: Mapping[int, Moments] | None,
+        moments: dict[int, Moments] | None,
         inputs: Callable[[int], UnitMap | None],
+        *,
+        last: bool,
     ) -> None:
         self._pair, self._options, self._moments, self._inputs = pair, options, moments, inputs
+        self._last = last
+
+    def forget(self, nodes: Sequence[int]) -> None:
+        """The moments of these nodes were compared; if this is the last walk, they need not be held."""
+        for node in nodes if self._last and self._moments is not None else ():
+            self._moments.pop(node, None)
 
     def cost(self, nodes: Sequence[int], units: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> torch.Tensor:
         """Unscaled cost ``[na, ns]`` of units that several nodes (or parts of them) share: their features together.

@@ -39,7 +39,8 @@ _KEEPING = (NodeKind.NORM, NodeKind.SCALE, NodeKind.ACTIVATION)
 class OTFusionWalk:
     """One walk: node by node its map, then the carries of the stored tensors that are complete with it.
 
-    A map lives until the last node that reads it is done. ``keep`` holds those of all spaces for the result.
+    A map lives until the last node that reads it is done, moments until they are compared (unless this is not the
+    ``last`` walk that needs them). ``keep`` holds the maps of all spaces for the result; tensors ``aside`` stay the anchor's.
     """
 
     def __init__(
@@ -47,21 +48,23 @@ class OTFusionWalk:
         pair: Pair,
         options: OTFusion,
         regulariser: float,
-        moments: Mapping[int, Moments] | None = None,
+        moments: dict[int, Moments] | None = None,
         magnitudes: Mapping[int, torch.Tensor] | None = None,
         *,
+        aside: frozenset[str] = frozenset(),
         keep: bool = False,
+        last: bool = True,
     ) -> None:
         self.pair, self.options, self.regulariser = pair, options, regulariser
         self._magnitudes, self._keep = magnitudes or {}, keep
-        self.features = Features(pair, options, moments, self.incoming)
+        self.features = Features(pair, options, moments, self.incoming, last=last)
         self._maps: dict[int, UnitMap | None] = {}
         self._latest: dict[str, UnitMap] = {}
         self._solved: list[SpaceReport] = []
         self._together = shared_maps(pair, tied=options.query_key == "tied")
         self._kept = kept_units(pair) if options.classifier == "anchor" else frozenset[int]()
         self._heads = Heads(self) if options.query_key == "heads" else None
-        self.kept = set_aside(pair, options)
+        self.kept = aside
         self._claims = Claims(pair.anchor.graph, self.kept)
         self._carrier = Carrier(pair, self._claims, self.map_of, self.incoming)
         self._blank: set[int] = set()  # nodes whose units are not followed
@@ -147,7 +150,8 @@ class OTFusionWalk:
         if node.index in self._kept or (
             node.kind in (NodeKind.LINEAR, NodeKind.SOURCE) and self.pair.fixed(node.index)
         ):
-            require_equal(node.size, other.size, node.name)
+            if not node.pieces or not {piece.tensor for piece in node.pieces} <= self.kept:
+                require_equal(node.size, other.size, node.name)
             return UnitMap.identity(node.size, other.size)
         if node.kind in (NodeKind.LINEAR, NodeKind.SOURCE) and not self._is_blank(node):
             return self._solve_layer(node.index)
@@ -185,7 +189,9 @@ class OTFusionWalk:
                 return found
         units = [self.features.all_units(i) for i in group]
         spaces = dict.fromkeys(s for i in group for s in self.pair.anchor.graph.nodes[i].written_spaces)
-        coupling = self.couple(self._name(group), self.features.scaled_cost(group, units), tuple(spaces))
+        cost = self.features.scaled_cost(group, units)
+        self.features.forget(group)
+        coupling = self.couple(self._name(group), cost, tuple(spaces))
         return UnitMap.of(coupling, self.options.unequal)
 
     def couple(self, name: str, cost: torch.Tensor, spaces: tuple[str, ...] = ()) -> Coupling:
@@ -267,18 +273,9 @@ def last_uses(graph: FlowGraph, together: Mapping[int, tuple[int, ...]]) -> dict
     return dies
 
 
-def set_aside(pair: Pair, options: OTFusion) -> frozenset[str]:
-    """Tensors that stay the anchor's: the classifier where the recipe says so, and what no example input reaches.
-
-    Nothing tells what a tensor holds that no prediction reads: mixed place by place, unaligned, it would be worthless.
-    """
-    unread = frozenset(pair.anchor.graph.unread)
-    return unread | classifier_tensors(pair) if options.classifier == "anchor" else unread
-
-
-def classifier_tensors(pair: Pair) -> frozenset[str]:
+def classifier_tensors(graph: FlowGraph) -> frozenset[str]:
     """Tensors of the layer that makes the outputs."""
-    nodes = pair.anchor.graph.nodes
+    nodes = graph.nodes
     last = [r.node for node in nodes if node.kind is NodeKind.OUTPUT for r in node.readings]
     return frozenset(p.tensor for i in last for p in nodes[i].pieces)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otfuse.align.otfusion import OTFusionWalk, magnitude_key, needed_nodes
+from otfuse.align.otfusion import OTFusionWalk, classifier_tensors, magnitude_key, needed_nodes
 from otfuse.align.residual import junction_terms, stored_magnitude
-from otfuse.core.alignment import Alignment
 from otfuse.errors import DataError
 from otfuse.measure.observe import RowFilter
 from otfuse.measure.probe import absolute_means, pair_moments
@@ -20,8 +19,11 @@ if TYPE_CHECKING:
     from otfuse.core.dataset import Dataset
     from otfuse.core.recipe import OTFusion, Recipe
     from otfuse.measure.moments import Moments, Transform
+    from otfuse.measure.probe import Side
 
-__all__ = ["Measured", "align", "measure", "needs_data", "require_data"]
+__all__ = ["Measured", "Walk", "measure", "needs_data", "require_data", "set_aside", "walk"]
+
+Walk = OTFusionWalk
 
 _WEIGHED = ("scalar", "matrix")
 
@@ -69,11 +71,29 @@ def measure(
     return Measured(moments, _magnitudes(pair, options, terms, moments, data, keep) if weighed else {})
 
 
-def align(pair: Pair, recipe: Recipe, measured: Measured, regulariser: float) -> Alignment:
-    """The maps of one source."""
-    if recipe.scheme == "average":
-        return Alignment()
-    return OTFusionWalk(pair, recipe.otfusion, regulariser, measured.moments, measured.magnitudes).run()
+def walk(
+    pair: Pair,
+    recipe: Recipe,
+    measured: Measured,
+    regulariser: float,
+    *,
+    aside: frozenset[str],
+    keep: bool = False,
+    last: bool = False,
+) -> Walk:
+    """The maps of one source, found node by node; ``last``: nobody asks for what was measured again."""
+    return OTFusionWalk(
+        pair, recipe.otfusion, regulariser, measured.moments, measured.magnitudes, aside=aside, keep=keep, last=last
+    )
+
+
+def set_aside(anchor: Side, recipe: Recipe) -> frozenset[str]:
+    """Tensors that stay the anchor's: the classifier where the recipe says so, and what no example input reaches.
+
+    Nothing tells what a tensor holds that no prediction reads: mixed place by place, unaligned, it would be worthless.
+    """
+    unread = frozenset(anchor.graph.unread)
+    return unread | classifier_tensors(anchor.graph) if recipe.otfusion.classifier == "anchor" else unread
 
 
 def _terms(pair: Pair) -> dict[tuple[int, int], list[int]]:

@@ -1,27 +1,30 @@
-"""One fusion of loaded modules, stage by stage: program -> flow graph -> statistics -> maps -> fused tensors."""
+"""One fusion, stage by stage: program -> flow graph -> statistics -> maps -> fused tensors, each given on when it is known."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+import torch
 
 from otfuse.align.pair import Pair
-from otfuse.align.scheme import align, measure, needs_data
+from otfuse.align.scheme import measure, needs_data, set_aside, walk
 from otfuse.errors import DataError, UsageError
-from otfuse.fusion.apply import fused
+from otfuse.fusion.apply import mixed
 from otfuse.fusion.choose import best_regulariser
 from otfuse.fusion.differences import differences
-from otfuse.fusion.sides import check, sides, workable
+from otfuse.fusion.plain import at_once, plain_pieces
+from otfuse.fusion.sides import check, sides
 from otfuse.measure.probe import first_batch
+from otfuse.program.weights import BLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    import torch
-    from torch import nn
-
-    from otfuse.core.alignment import Alignment
+    from otfuse.align.scheme import Measured, Walk
+    from otfuse.core.alignment import Alignment, Carry
     from otfuse.core.dataset import Dataset
     from otfuse.core.recipe import Recipe
+    from otfuse.fusion.sides import Parent
     from otfuse.measure.clock import Clock
     from otfuse.program.inputs import Inputs
     from otfuse.program.state import Slot
@@ -29,13 +32,19 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 
+class Sink(Protocol):
+    """Takes fused tensors in any order: a module, a table in memory, the files of a checkpoint."""
+
+    def __call__(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
+        """All values of the tensor with that first name, flat and in order."""
+
+
 class Job:
-    """One fusion of loaded modules, stage by stage."""
+    """One fusion of several parents, anchor first."""
 
     def __init__(  # everything a run needs, once
         self,
-        models: Sequence[nn.Module],
-        names: Sequence[str],
+        parents: Sequence[Parent],
         recipe: Recipe,
         data: Dataset | None,
         example_inputs: Inputs | None,
@@ -43,67 +52,95 @@ class Job:
         clock: Clock,
         progress: Progress | None,
     ) -> None:
-        if len(models) < 2:  # an anchor and a source
+        if len(parents) < 2:  # an anchor and a source
             raise UsageError("fuse needs at least two models: an anchor and one or more sources")
-        self.models, self.names, self.recipe, self.clock = [workable(m) for m in models], names, recipe, clock
+        self.parents, self.recipe, self.clock = parents, recipe, clock
         self.data, self._examples, self._batch = data, example_inputs, batch_size
         self._progress = progress or (lambda _stage, _done, _total: None)
-        self.weights = recipe.weights_for(len(models))
-        self._chosen: str | None = None
-        self._differences: list[str] = []
+        self.weights = recipe.weights_for(len(parents))
+        self.caches: tuple[Slot, ...] = ()
+        self._notes = [note for parent in parents for note in parent.notes]
+        self._lacking = frozenset[str]().union(*(parent.lacking for parent in parents))
 
     def pairs(self) -> list[Pair]:
         """Every source beside the anchor: traced and matched."""
+        anchor = self.parents[0].module
+        self._notes += differences(
+            [p.module for p in self.parents],
+            [p.name for p in self.parents],
+            classifier=self.recipe.otfusion.classifier if self.recipe.scheme == "otfusion" else "fuse",
+        )
         with self.clock.stage("trace"):
-            self._progress("trace", 0, 1)
             inputs = self._examples
-            if self.data is not None and (inputs is None or needs_data(self.recipe)):
-                inputs = first_batch(self.models[0], self.data, self._batch)
-            self._sides = sides(self.models, self.names, inputs)
-            self._differences = differences(self.models, self.names)
-            self._progress("trace", 1, 1)
-        return [Pair(self._sides[0], side) for side in self._sides[1:]]
+            if self.data is not None and needs_data(self.recipe):
+                inputs = first_batch(anchor, self.data, self._batch)
+            found = sides(self.parents, inputs, lambda side: set_aside(side, self.recipe) | self._lacking)
+        self._sides, self.caches = found, found[0].program.caches
+        return [Pair(found[0], side) for side in found[1:]]
 
-    def run(self, *, verify: bool) -> tuple[dict[str, torch.Tensor], list[Alignment], dict[str, float] | None]:
-        """Fused tensors by name, the alignment of every source, and the figures of the gate."""
+    def run(self, sink: Sink, *, verify: bool, keep: bool = False) -> tuple[list[Alignment], dict[str, float] | None]:
+        """Every fused tensor into ``sink``; the alignment of every source (with its maps, to ``keep``), the gate's figures."""
+        if self.recipe.scheme == "average":
+            return self._average(sink), None
         pairs, gate = self.pairs(), None
-        if verify and self.recipe.scheme != "average":
+        if verify:
             with self.clock.stage("verify"):
-                found = check(self.models, self._sides, self.recipe.seed)
+                found = check(self.parents, self._sides, self.recipe.seed)
                 gate = {"error": found.error, "control": found.control}
         with self.clock.stage("measure"):
-            data = self.data
-            measured = [measure(p, self.recipe, data, lambda d, t: self._progress("measure", d, t)) for p in pairs]
+            measured = [self._measure(pair) for pair in pairs]
         with self.clock.stage("align"):
-            self._progress("align", 0, 1)
-
-            def found_with(value: float) -> list[Alignment]:
-                return [align(p, self.recipe, m, value) for p, m in zip(pairs, measured, strict=True)]
-
-            alignments = found_with(self._regulariser(found_with))
-            self._progress("align", 1, 1)
-        with self.clock.stage("average"):
-            return self._mixed(alignments), alignments, gate
-
-    @property
-    def caches(self) -> tuple[Slot, ...]:
-        """Attributes in which the anchor keeps what it computed from its own weights; a copy of it starts without."""
-        return self._sides[0].program.caches
+            regulariser = self._regulariser(pairs, measured)
+            walks = self._walks(pairs, measured, regulariser, keep=keep, last=True)
+            for name, carries in self._carries(walks, told=True):
+                with self.clock.stage("average"):
+                    sink(name, self._mixed(name, carries))
+            for name in sorted(walks[0].kept):
+                if self._sides[0].graph.ties[name] == name:
+                    sink(name, self.parents[0].weights.blocks(name, BLOCK))
+        return [own.alignment() for own in walks], gate
 
     def notes(self, alignments: Sequence[Alignment]) -> tuple[str, ...]:
         """What the report says beside figures."""
-        found = [note for a in alignments for note in a.notes] + self._differences
         loose = [s.name for a in alignments for s in a.solved if not s.converged]
-        found += [f"{name}: the solver did not converge" for name in loose]
-        return tuple([self._chosen, *found] if self._chosen else found)
+        found = [note for a in alignments for note in a.notes] + self._notes
+        return tuple([*found, *(f"{name}: the solver did not converge" for name in loose)])
 
-    def _mixed(self, alignments: Sequence[Alignment]) -> dict[str, torch.Tensor]:
-        sources = [{name: s.weights[first] for name, first in s.graph.ties.items()} for s in self._sides[1:]]
-        return fused(self._sides[0].weights, sources, alignments, self.weights)
+    def _average(self, sink: Sink) -> list[Alignment]:
+        with self.clock.stage("average"):
+            pieces = plain_pieces(self.parents, self.weights)
+            for done, _ in enumerate(at_once(lambda piece: sink(*piece), pieces)):
+                self._progress("average", done + 1, len(pieces))
+        return []
 
-    def _regulariser(self, found_with: Callable[[float], list[Alignment]]) -> float:
+    def _measure(self, pair: Pair) -> Measured:
+        return measure(pair, self.recipe, self.data, lambda done, total: self._progress("measure", done, total))
+
+    def _walks(
+        self, pairs: Sequence[Pair], measured: Sequence[Measured], value: float, *, keep: bool = False, last: bool = False
+    ) -> list[Walk]:
+        aside = set_aside(pairs[0].anchor, self.recipe) | self._lacking
+        return [
+            walk(pair, self.recipe, own, value, aside=aside, keep=keep, last=last)
+            for pair, own in zip(pairs, measured, strict=True)
+        ]
+
+    def _carries(self, walks: Sequence[Walk], *, told: bool = False) -> Iterator[tuple[str, list[tuple[Carry, ...]]]]:
+        """Every tensor that is mixed, as soon as all sources know its maps."""
+        for index in range(walks[0].steps):
+            complete = [own.step(index) for own in walks]
+            yield from ((name, [carries[name] for carries in complete]) for name in complete[0])
+            if told:
+                self._progress("align", index + 1, walks[0].steps)
+        rest = [own.rest() for own in walks]
+        yield from ((name, [carries[name] for carries in rest]) for name in rest[0])
+
+    def _mixed(self, name: str, carries: Sequence[tuple[Carry, ...]]) -> Iterator[torch.Tensor]:
+        return mixed(name, self.parents[0].weights, [p.weights for p in self.parents[1:]], carries, self.weights)
+
+    def _regulariser(self, pairs: Sequence[Pair], measured: Sequence[Measured]) -> float:
         wanted = self.recipe.otfusion.regulariser
-        if self.recipe.scheme != "otfusion" or self.recipe.otfusion.solver != "sinkhorn":
+        if self.recipe.otfusion.solver != "sinkhorn":
             return 1.0
         if wanted != "auto":
             return float(wanted)
@@ -111,9 +148,17 @@ class Job:
             raise DataError(
                 "otfusion.regulariser auto: chooses by unlabelled inputs and none were given; give data, or a number"
             )
-        best, tried = best_regulariser(self._sides, self.weights, self.data, lambda v: self._mixed(found_with(v)))
+
+        def fused_with(value: float) -> dict[str, torch.Tensor]:
+            table, own = dict[str, torch.Tensor](), self.parents[0].weights
+            for name, carries in self._carries(self._walks(pairs, measured, value)):
+                table[name] = torch.cat(list(self._mixed(name, carries))).reshape(own.shape(name)).to(own.dtype(name))
+            return {name: table[name] if name in table else own[name] for name in self._sides[0].graph.ties}
+
+        best, tried = best_regulariser(self._sides, self.weights, self.data, fused_with)
         used = self.recipe.otfusion.model_copy(update={"regulariser": best})
         self.recipe = self.recipe.model_copy(update={"otfusion": used})  # the report and the card tell what was used
         table = ", ".join(f"{value:g}: {gap:.3f}" for value, gap in tried.items())
-        self._chosen = f"regulariser {best:g} chosen by divergence from the parents' mean prediction ({table})"
+        told = f"regulariser {best:g} chosen by divergence from the parents' mean prediction ({table})"
+        self._notes.insert(0, told)
         return best

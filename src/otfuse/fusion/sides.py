@@ -36,12 +36,12 @@ _LABELS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "arc
 class Parent:
     """A model that goes into a fusion.
 
-    ``module`` has its class and config, and perhaps no weights of its own; ``weights`` are all its stored floating tensors
-    by every name. ``lacking`` are tensors that it has not and the anchor has alone.
+    ``module`` has its class and config, and perhaps no weights of its own (None: only averaged, no class is known);
+    ``weights`` are all its stored floating tensors by every name. ``lacking`` are tensors that it has not and the anchor has alone.
     """
 
     name: str
-    module: nn.Module
+    module: Any
     weights: Weights
     lacking: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()

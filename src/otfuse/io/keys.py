@@ -36,14 +36,14 @@ class Keys:
     """Where every stored tensor of a model lies.
 
     ``plain``: model name -> key; ``groups``: model name -> the group it comes from; ``unexpected``: keys that the model
-    has no place for; ``missing``: names that no file holds; ``unwrapped``: prefixes of wrappers that were taken off.
+    has no place for; ``missing``: names that no file holds; ``bare``: keys in which a wrapper put something -> without it.
     """
 
     plain: dict[str, str] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    unwrapped: set[str] = field(default_factory=set)
+    bare: dict[str, str] = field(default_factory=dict)
 
 
 def resolve(model: nn.Module, keys: Iterable[str]) -> Keys:
@@ -56,7 +56,7 @@ def resolve(model: nn.Module, keys: Iterable[str]) -> Keys:
     for key in sorted(keys, key=_natural):
         name, pattern, converter = rename(key)
         if name not in state and (bare := unwrapped(key, lambda k: rename(k)[0] in state)) is not None:
-            found.unwrapped.add(key.removesuffix(bare) if key.endswith(bare) else "_orig_mod.")
+            found.bare[key] = bare
             name, pattern, converter = rename(bare)
         if name not in state:
             found.unexpected.append(key)

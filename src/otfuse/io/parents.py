@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from otfuse.errors import CheckpointError, UsageError
 from otfuse.fusion.sides import Parent, workable
 from otfuse.io import kinds
 from otfuse.io.checkpoint import load_model, model_class
 from otfuse.io.keys import Keys
 from otfuse.io.skeleton import FileWeights, settle, skeleton
-from otfuse.program.export import stored_names
+from otfuse.program.export import stored as stored_tensors
 from otfuse.program.weights import Weights
 
 if TYPE_CHECKING:
@@ -30,36 +29,45 @@ if TYPE_CHECKING:
 class FileParent(Parent):
     """A parent whose weights are read from files. ``lacking`` are tensors of its head, which its files do not have."""
 
-    stored: Stored | None = None
-    keys: Keys = field(default_factory=Keys)
+    stored: Stored = field(kw_only=True)
+    keys: Keys = field(kw_only=True)
 
 
 def given(module: nn.Module, name: str) -> Parent:
     """A module of the caller's."""
     own = workable(module)
-    tensors: Mapping[str, torch.Tensor] = dict(own.named_parameters()) | dict(own.named_buffers())
-    held = own.state_dict(keep_vars=True)
-    return Parent(name, own, Weights({n: held.get(n, tensors.get(n)) for n in stored_names(own)}))
+    tensors = dict(own.named_parameters(remove_duplicate=False)) | dict(own.named_buffers(remove_duplicate=False))
+    return Parent(name, own, Weights({stored_name: tensors[stored_name] for stored_name in stored_tensors(own)[0]}))
 
 
-def opened(checkpoints: Sequence[Checkpoint], stores: Sequence[Stored], dtype: torch.dtype) -> list[FileParent]:
-    """Checkpoints as parents, anchor first. Raises CheckpointError.
+def opened(stores: Sequence[Stored], *, device: str = "cpu", plain: bool = False) -> list[FileParent]:
+    """Checkpoints as parents, anchor first, computed with in float32 (float64 if any is stored so). Raises CheckpointError.
 
     A source of the anchor's base class, or with a head where the anchor is that base, is read as the anchor's class.
+    ``plain``: only averaged; where all files hold the same names and shapes, no class is needed for that.
     """
-    anchor = _parent(checkpoints[0], stores[0], skeleton(checkpoints[0], dtype), dtype)
-    assert anchor.module is not None
-    parents = [anchor]
-    for checkpoint, stored in zip(checkpoints[1:], stores[1:], strict=True):
-        joined = _is_joined(anchor.module, checkpoint)
-        model = skeleton(checkpoint, dtype, type(anchor.module) if joined else None)
-        parents.append(_parent(checkpoint, stored, model, dtype, joined=joined))
+    if plain and len({frozenset((k, i.shape) for k, i in stored.infos.items()) for stored in stores}) == 1:
+        return [_unclassed(stored) for stored in stores]
+    dtype = kinds.working(stored.checkpoint for stored in stores)
+    first = _parent(stores[0], skeleton(stores[0].checkpoint, dtype), dtype, device)
+    parents = [first]
+    for stored in stores[1:]:
+        joined = _is_joined(first.module, stored.checkpoint)
+        model = skeleton(stored.checkpoint, dtype, type(first.module) if joined else None)
+        parents.append(_parent(stored, model, dtype, device, joined=joined))
     return parents
 
 
+def _unclassed(stored: Stored) -> FileParent:
+    keys = Keys(plain={key: key for key in stored.infos})
+    weights = FileWeights(stored, keys, torch.float32)
+    return FileParent(stored.checkpoint.name, None, weights, stored=stored, keys=keys)
+
+
 def _parent(
-    checkpoint: Checkpoint, stored: Stored, model: nn.Module, dtype: torch.dtype, *, joined: bool = False
+    stored: Stored, model: nn.Module, dtype: torch.dtype, device: str, *, joined: bool = False
 ) -> FileParent:
+    checkpoint = stored.checkpoint
     keys = settle(model, stored, joined=joined)
     state = model.state_dict(keep_vars=True)
     held = {id(state[name]) for name in (*keys.plain, *keys.groups)}
@@ -71,7 +79,7 @@ def _parent(
     elif weights:  # values that the library makes up, such as sines by place
         made = load_model(checkpoint, dtype=dtype).state_dict()
         extra |= {name: made[name] for name in weights}
-    found = FileWeights(model, stored, keys, dtype, extra)
+    found = FileWeights(stored, keys, dtype, model, extra, device)
     return FileParent(
         checkpoint.name,
         model,
@@ -96,9 +104,12 @@ def _is_joined(anchor: nn.Module, checkpoint: Checkpoint) -> bool:
 
 def _told(checkpoint: Checkpoint, model: nn.Module, keys: Keys, lacking: list[str]) -> list[str]:
     notes = []
-    if keys.unwrapped:
-        prefixes = ", ".join(repr(p) for p in sorted(keys.unwrapped))
-        notes.append(f"{checkpoint.name}: the names of its tensors were read without {prefixes}, which a wrapper put there")
+    if keys.bare:
+        key, bare = next(iter(keys.bare.items()))
+        notes.append(
+            f"{checkpoint.name}: {len(keys.bare)} tensors have names that a wrapper changed ({key!r} is {bare!r}); they were read "
+            "without it"
+        )
     if lacking:
         notes.append(
             f"{checkpoint.name}: has no {_listed(lacking)}, which {type(model).__name__} has; there the anchor's own are kept"
@@ -130,11 +141,56 @@ def module_hash(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def require_some(models: Sequence[Any]) -> None:
-    """UsageError for what is neither a module nor a path."""
-    for model in models:
-        if not isinstance(model, nn.Module) and not hasattr(model, "__fspath__") and not isinstance(model, str):
-            raise UsageError(f"a model is an nn.Module or the path of a checkpoint folder, not a {type(model).__name__}")
+class Family:
+    """The models of one fusion, anchor first, and what they came from."""
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        *,
+        device: str = "cpu",
+        plain: bool = False,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Open everything and check it before the first weight is read. Raises CheckpointError, UsageError."""
+        opened_ones = [_opened(m, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code) for m in models]
+        self._stores = [None if c is None else Stored(c) for c in opened_ones]
+        files = iter(opened([s for s in self._stores if s is not None], device=device, plain=plain and None not in opened_ones))
+        self.models = models
+        self.parents: list[Parent] = [
+            given(model, f"{type(model).__name__} {i}") if isinstance(model, nn.Module) else next(files)
+            for i, model in enumerate(models)
+        ]
+
+    @property
+    def anchor(self) -> Parent:
+        """Whose class, names and basis the result has."""
+        return self.parents[0]
+
+    def infos(self) -> tuple[SourceInfo, ...]:
+        """Names and hashes for the report. CheckpointError if a file has changed since it was opened."""
+        return tuple(
+            SourceInfo(parent.name, module_hash(model) if stored is None else stored.hash())
+            for parent, model, stored in zip(self.parents, self.models, self._stores, strict=True)
+        )
+
+    def close(self) -> None:
+        """Give the files back."""
+        for stored in self._stores:
+            if stored is not None:
+                stored.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-__all__ = ["CheckpointError", "FileParent", "given", "kinds", "module_hash", "opened", "require_some"]
+def _opened(model: Any, *, allow_pickle: bool, trust_remote_code: bool) -> Checkpoint | None:
+    if isinstance(model, nn.Module):
+        return None
+    if isinstance(model, (str, Path)):
+        return open_checkpoint(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    raise UsageError(f"a model is an nn.Module or the path of a checkpoint folder, not a {type(model).__name__}")

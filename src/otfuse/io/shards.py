@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from otfuse.errors import OutputError
+from otfuse.io.checkpoint import finite
 from otfuse.io.headers import DTYPES
 
 if TYPE_CHECKING:
@@ -30,11 +31,14 @@ Entry = tuple[torch.dtype, tuple[int, ...]]
 class Shards:
     """Files in ``folder`` with room for the tensors of ``layout`` (file -> key -> type and shape).
 
-    ``index`` says whether an index is written beside them. Raises OSError as the disk does.
+    ``index`` says whether an index is written beside them; ``target`` is what the folder will be called. Raises OSError
+    as the disk does.
     """
 
-    def __init__(self, folder: Path, layout: Mapping[str, Mapping[str, Entry]], *, index: bool) -> None:
-        self._folder, self._layout, self._index = folder, layout, index
+    def __init__(
+        self, folder: Path, layout: Mapping[str, Mapping[str, Entry]], *, index: bool, target: Path
+    ) -> None:
+        self._folder, self._layout, self._index, self._target = folder, layout, index, target
         self._at: dict[str, tuple[int, int, Entry]] = {}
         self._handles: list[int] = []
         self._written: set[str] = set()
@@ -47,7 +51,7 @@ class Shards:
         begin = offset
         for block in blocks:
             made = block.detach().to("cpu", dtype).contiguous().reshape(-1)
-            _require_finite(key, block, made)
+            self._require_finite(key, block, made)
             view = memoryview(made.view(torch.uint8).numpy()) if made.numel() else memoryview(b"")
             while view:
                 done = os.pwrite(handle, view, offset)
@@ -69,6 +73,15 @@ class Shards:
         """Close the files as they are."""
         while self._handles:
             os.close(self._handles.pop())
+
+    def _require_finite(self, key: str, given: torch.Tensor, made: torch.Tensor) -> None:
+        if not finite(made):
+            why = (
+                "overflows in the type asked for; choose a wider --dtype"
+                if finite(given)
+                else "has values that are not finite; nothing was written"
+            )
+            raise OutputError(f"output {self._target}: tensor {key!r} {why}")
 
     def _lay_out(self, path: Path, entries: Mapping[str, Entry]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -117,15 +130,3 @@ def _cut(entries: Mapping[str, Entry], size: int) -> dict[str, str]:
         max_shard_size=size,
     )
     return dict(split.tensor_to_filename)
-
-
-def _require_finite(key: str, given: torch.Tensor, made: torch.Tensor) -> None:
-    from otfuse.io.checkpoint import finite
-
-    if not finite(made):
-        why = (
-            "overflows in the type asked for; choose a wider --dtype"
-            if finite(given)
-            else "has values that are not finite; nothing was written"
-        )
-        raise OutputError(f"output: tensor {key!r} {why}")

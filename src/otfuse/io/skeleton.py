@@ -54,23 +54,31 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, kind: type[nn.Module] |
 class FileWeights(Weights):
     """The stored tensors of a model, read from its files by the names that the model has, in ``dtype``.
 
-    ``keys`` tells where they lie; names that share one tensor of the model share its place. ``extra`` holds tensors that
-    the files do not have. Raises CheckpointError as reading does.
+    ``keys`` tells where they lie; names that share one tensor of the model share its place. Without a model the names are
+    those of the files. ``extra`` holds tensors that the files do not have. Raises CheckpointError as reading does.
     """
 
     def __init__(
-        self, model: nn.Module, stored: Stored, keys: Keys, dtype: torch.dtype, extra: Mapping[str, torch.Tensor]
+        self,
+        stored: Stored,
+        keys: Keys,
+        dtype: torch.dtype,
+        model: nn.Module | None = None,
+        extra: Mapping[str, torch.Tensor] | None = None,
+        device: str = "cpu",
     ) -> None:
-        super().__init__(extra)
-        self._model, self._stored, self.keys, self._dtype = model, stored, keys, dtype
+        super().__init__(extra or {})
+        self._stored, self._dtype, self._model, self._device = stored, dtype, model, device
         self._shapes: dict[str, torch.Size] = {}
-        self.place: dict[str, str | Group] = {}  # model name -> key, or the group that holds it
-        self.alike: dict[str, list[str]] = {}  # first name -> every name of the same tensor
-        first: dict[int, str] = {}
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            self.alike.setdefault(first.setdefault(id(tensor), name), []).append(name)
+        self.alike, first = {}, dict[int, str]()
+        for name, tensor in (model.state_dict(keep_vars=True) if model is not None else {}).items():
             if tensor.is_floating_point():
+                self.alike.setdefault(first.setdefault(id(tensor), name), []).append(name)
                 self._shapes[name] = tensor.shape
+        for name, info in (stored.infos if model is None else {}).items():
+            if info.dtype.is_floating_point:
+                self.alike[name], self._shapes[name] = [name], torch.Size(info.shape)
+        self.place: dict[str, str | Group] = {}  # model name -> key, or the group that holds it
         for names in self.alike.values():
             there = next((n for n in names if n in keys.plain or n in keys.groups), None)
             if there is not None:
@@ -81,13 +89,14 @@ class FileWeights(Weights):
         if place is None:
             return super().__getitem__(name)
         if isinstance(place, str):
-            return self._stored.read(place).to(self._dtype)
+            return self._stored.read(place).to(self._device, self._dtype)
+        assert self._model is not None  # groups are found with a model
         made = converted(place, self._model, self._stored.read)
         own = next((n for n in self._same(name) if n in made), None)
         if own is None or made[own].shape != self._shapes[name]:
             msg = f"checkpoint {self._stored.checkpoint.name}: {name!r} cannot be put together from {place.keys[0][1]!r} and others; config.json and weights do not belong together"
             raise CheckpointError(msg)
-        return made[own].to(self._dtype)
+        return made[own].to(self._device, self._dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -98,6 +107,10 @@ class FileWeights(Weights):
     def shape(self, name: str) -> torch.Size:
         """Its shape in the model."""
         return self._shapes[name]
+
+    def dtype(self, name: str) -> torch.dtype:  # noqa: ARG002  # one for all
+        """The type in which it is given."""
+        return self._dtype
 
     def stored(self, name: str) -> torch.dtype:
         """The type in its file."""

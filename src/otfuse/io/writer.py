@@ -73,7 +73,7 @@ def check_shard_size(size: str | None) -> None:
         )
 
 
-def _shard_bytes(size: str) -> int:
+def shard_bytes(size: str) -> int:
     """Bytes of a size that :func:`check_shard_size` allows: transformers itself reads no KiB."""
     number, unit, binary = re.findall(_SHARD_SIZE, size)[0]
     step, steps = 1024 if binary else 1000, "KMGT".index(unit.upper()) + 1
@@ -102,7 +102,7 @@ def write_checkpoint(
     types = kinds.of_model(model, anchor, dtype)
     check_target(target, overwrite=overwrite, need=_bytes(model, types))
     cast = _cast(model, types, target)
-    with _one_sentence(target), staged(target, replace=overwrite) as folder:
+    with one_sentence(target), staged(target, replace=overwrite) as folder:
         _save(cast, folder, shard_size)
         if anchor is not None:
             _settle_config(folder, anchor, dtype)
@@ -130,7 +130,7 @@ def _save(model: nn.Module, folder: Path, shard_size: str | None) -> None:
         save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
         return
     with quiet():
-        save(folder, **({} if shard_size is None else {"max_shard_size": _shard_bytes(shard_size)}))
+        save(folder, **({} if shard_size is None else {"max_shard_size": shard_bytes(shard_size)}))
 
 
 def _settle_config(folder: Path, anchor: Checkpoint, dtype: torch.dtype | None) -> None:
@@ -172,7 +172,8 @@ def _cast(model: nn.Module, types: Mapping[int, torch.dtype], out: Path) -> nn.M
 
 
 @contextmanager
-def _one_sentence(out: Path) -> Iterator[None]:
+def one_sentence(out: Path) -> Iterator[None]:
+    """What the disk refuses, as an OutputError."""
     try:
         yield
     except OSError as error:

@@ -21,6 +21,10 @@ class Weights(Mapping[str, torch.Tensor]):
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+        self.alike: dict[str, list[str]] = {}  # first name -> every name of the same tensor
+        first: dict[int, str] = {}
+        for name, tensor in tensors.items():
+            self.alike.setdefault(first.setdefault(id(tensor), name), []).append(name)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._tensors[name]
@@ -34,6 +38,10 @@ class Weights(Mapping[str, torch.Tensor]):
     def shape(self, name: str) -> torch.Size:
         """Its shape, without reading it."""
         return self._tensors[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type in which it is given and computed with, without reading it."""
+        return self._tensors[name].dtype
 
     def stored(self, name: str) -> torch.dtype:
         """The type in which it is stored, without reading it."""
