@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from otfuse import pipeline
 from otfuse.core.dataset import Dataset
+from otfuse.demo import run as demo
 from otfuse.errors import OtfuseError
 from otfuse.evaluate.metrics import evaluate, evaluate_ensemble
-from otfuse.testing import demo
 from otfuse.testing.plain import PlainVit
 from otfuse.testing.small import image_classifier
 from otfuse.train.finetune import finetune

@@ -26,14 +26,14 @@ FAMILIES = ("gpt", "bert", "llama", "t5")
 def rows_of(models: Path, name: str, progress: Any) -> list[dict[str, Any]]:
     """One row per method: loss in nats per token and perplexity, and for results the seconds and the gate's error."""
     from otfuse import pipeline
+    from otfuse.commands.evaluate import evaluate_checkpoints
     from otfuse.core import recipe as recipes
 
     anchor, source, data, probe = (
         str(models / part) for part in (f"{name}-a", f"{name}-b", f"valid-{name}.npz", f"probe-{name}.npz")
     )
     rows = [
-        {**row, "model": Path(row["model"]).name}
-        for row in pipeline.evaluate_checkpoints([anchor, source], data, ensemble=True)
+        {**row, "model": Path(row["model"]).name} for row in evaluate_checkpoints([anchor, source], data, ensemble=True)
     ]
     jobs: list[tuple[str, dict[str, Any]]] = [(recipe, {}) for recipe in reversed(recipes.names())]
     jobs += [("otfusion-acts", AUTO), ("otfusion-wts", AUTO)]
@@ -44,7 +44,7 @@ def rows_of(models: Path, name: str, progress: Any) -> list[dict[str, Any]]:
             chosen = recipes.read(recipe, options)
             result = pipeline.fuse_checkpoints(anchor, [source], out, recipe=chosen, data=probe, progress=progress)
             seconds = time.perf_counter() - began
-            score = pipeline.evaluate_checkpoints([str(out)], data)[0]
+            score = evaluate_checkpoints([str(out)], data)[0]
         assert result.report is not None
         used = result.report.recipe.otfusion.regulariser
         label = f"{recipe}, regulariser auto: {used:g}" if options else recipe

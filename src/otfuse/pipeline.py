@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,27 +14,25 @@ from otfuse.align.plan import Plan, plan
 from otfuse.align.scheme import require_data
 from otfuse.core import recipe as recipes
 from otfuse.core.report import Report, Stage
-from otfuse.evaluate.metrics import evaluate_together
 from otfuse.evaluate.run import find_device
 from otfuse.flow.proof.gate import Verification, verify_graph
 from otfuse.fusion.job import Job
 from otfuse.fusion.sides import traced
 from otfuse.io import given, writer
 from otfuse.io.card import fusion_json, model_card
-from otfuse.measure.clock import Clock, peak_mib
+from otfuse.measure.clock import Announcing as _Announcing
+from otfuse.measure.clock import peak_mib
 from otfuse.program.state import copied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from otfuse.core.alignment import Alignment
     from otfuse.core.dataset import Dataset
     from otfuse.core.graph import FlowGraph
     from otfuse.core.recipe import Recipe
-    from otfuse.evaluate.metrics import Score
+    from otfuse.measure.clock import Progress
     from otfuse.program.inputs import Inputs
-
-    Progress = Callable[[str, int, int], None]
 
 DEFAULT_RECIPE = "otfusion-wts"  # needs no data; `aligned` takes its place when it exists
 
@@ -132,14 +129,6 @@ def assembled(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Modul
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Inspection:
-    """A flow graph, and the figures of the gate if they were asked for."""
-
-    graph: FlowGraph
-    verification: Verification | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Result:
     """What ``otfuse fuse`` did: its report and the folder written.
 
@@ -150,42 +139,6 @@ class Result:
     plan: Plan | None
     out: Path | None
     names: Mapping[str, str] = field(default_factory=dict)
-
-
-class _Announcing(Clock):
-    """A clock that tells every stage as it begins and ends."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        super().__init__()
-        self._progress = progress or (lambda _stage, _done, _total: None)
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self._progress(name, 0, 1)
-        with super().stage(name):
-            yield
-        self._progress(name, 1, 1)
-
-
-def inspect(
-    model: str,
-    *,
-    verify: bool = False,
-    seed: int = 0,
-    progress: Progress | None = None,
-    allow_pickle: bool = False,
-    trust_remote_code: bool = False,
-) -> Inspection:
-    """The flow graph of a checkpoint, and the gate on it."""
-    clock = _Announcing(progress)
-    with clock.stage("load"):
-        loaded = given.load([model], allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    with clock.stage("trace"):
-        side = traced(loaded.modules[0], None)
-    if not verify:
-        return Inspection(side.graph, None)
-    with clock.stage("verify"):
-        return Inspection(side.graph, verify_graph(loaded.modules[0], side.program, side.graph, seed=seed))
 
 
 def fuse_checkpoints(
@@ -234,83 +187,3 @@ def _planned(job: Job) -> Result:
     pairs = job.pairs()
     names = {space.id: space.name for space in pairs[0].anchor.graph.spaces}
     return Result(None, plan(pairs, job.recipe), None, names)
-
-
-def evaluate_checkpoints(
-    models: Sequence[str],
-    data: str,
-    *,
-    ensemble: bool = False,
-    batch_size: int = 32,
-    device: str = "cpu",
-    allow_pickle: bool = False,
-    trust_remote_code: bool = False,
-    progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """Scores of models and, last, of their ensemble."""
-    tell = progress or (lambda _stage, _done, _total: None)
-    find_device(device)
-    with _Announcing(tell).stage("load"):
-        loaded = given.load(models, device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        asked = given.asked(data, loaded)
-    rows = []
-    for done, (name, one) in enumerate(zip(loaded.names, asked, strict=True)):
-        tell("evaluate", done, len(models))
-        with given.told_of(name, data):
-            score = evaluate_together([one], batch_size=batch_size, device=device)
-        rows.append({"model": name} | score_row(score))
-        tell("evaluate", done + 1, len(models))
-    if ensemble:
-        score = evaluate_together(asked, batch_size=batch_size, device=device)
-        rows.append({"model": "ensemble"} | score_row(score))
-    return rows
-
-
-def finetune_checkpoint(
-    model: str,
-    data: str,
-    out: Path,
-    options: Mapping[str, Any],
-    *,
-    progress: Progress | None = None,
-    restart: bool = False,
-    allow_pickle: bool = False,
-    trust_remote_code: bool = False,
-) -> dict[str, Any]:
-    """Train a checkpoint further and write the result; a run that was cut off goes on, wherever that was."""
-    from otfuse.train import progress as kept
-    from otfuse.train.finetune import finetune
-    from otfuse.train.options import FinetuneOptions
-
-    checked = FinetuneOptions(**options)
-    if checked.device is not None:
-        find_device(checked.device)
-    written = not restart and kept.Progress.beside(out).saved and (out / "config.json").is_file()
-    if not written:  # else the run was killed between writing its result and its last act
-        writer.check_target(out)
-    tell = progress or (lambda _stage, _done, _total: None)
-    with _Announcing(tell).stage("load"):
-        loaded = given.load([model], allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        examples = given.dataset(data, loaded)
-    with given.told_of(model, data):
-        trained = finetune(
-            loaded.modules[0],
-            examples,
-            options=checked,
-            out=out,
-            on_step=lambda step, steps, _loss: tell("finetune", step, steps),
-            restart=restart,
-            **given.special_tokens(loaded),
-        )
-    if trained.is_main and not (written and writer.holds(out, trained.model)):
-        writer.write_checkpoint(out, trained.model, loaded.checkpoints[0])
-    trained.finish()
-    return {"model": model, "out": str(out), "steps": trained.steps, "examples": trained.examples, "loss": trained.loss}
-
-
-def score_row(score: Score) -> dict[str, Any]:
-    """A score as a row of ``eval --json``: accuracy or perplexity, whichever the task has."""
-    row: dict[str, Any] = {"examples": score.examples, "loss": score.loss}
-    if score.accuracy is not None:
-        return row | {"accuracy": score.accuracy}
-    return row | {"perplexity": score.perplexity}

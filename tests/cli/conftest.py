@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from behind import STANDS
+
 
 @pytest.fixture(autouse=True)
 def _no_libraries(monkeypatch):
@@ -13,12 +15,10 @@ def _no_libraries(monkeypatch):
 
 @pytest.fixture
 def pipeline(monkeypatch):
-    """``pipeline(inspect=function)`` puts stubs in the place of the pipeline's functions."""
+    """``pipeline(inspect=function)`` puts stubs in the place of what commands call, wherever that stands."""
 
     def put(**functions):
-        from otfuse import pipeline as module
-
         for name, function in functions.items():
-            monkeypatch.setattr(module, name, function, raising=False)
+            monkeypatch.setattr(f"{STANDS[name]}.{name}", function)
 
     return put

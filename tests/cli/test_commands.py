@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree as ET
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from behind import STANDS
 from drawing import two_blocks
 from otfuse.core.alignment import SpaceReport
 from otfuse.core.recipe import Recipe, read
@@ -209,10 +211,9 @@ def test_only_the_first_process_speaks(otfuse, pipeline, monkeypatch):
     assert (ran.out, ran.err) == ("", "")
 
 
-@pytest.mark.parametrize("name", ["inspect", "fuse_checkpoints", "evaluate_checkpoints", "finetune_checkpoint"])
-def test_the_pipeline_takes_what_the_commands_give(name):
-    from otfuse import pipeline as module
-
+@pytest.mark.parametrize("name", STANDS)
+def test_what_stands_behind_a_command_takes_what_the_commands_give(name):
+    module = import_module(STANDS[name])
     keywords = {
         "inspect": {"verify", "seed", "progress", "allow_pickle", "trust_remote_code"},
         "fuse_checkpoints": {
@@ -235,7 +236,7 @@ def test_unreadable_model_is_one_sentence(otfuse, pipeline, tmp_path):
 
 def test_the_demo_prints_its_table_or_its_figures(otfuse, monkeypatch, tmp_path):
     found = {"rows": [{"method": "vanilla", "one_shot": 0.5}], "table": "| vanilla | 50.0 |\n"}
-    monkeypatch.setattr("otfuse.testing.demo.run", lambda folder, _progress: found if folder == tmp_path else None)
+    monkeypatch.setattr("otfuse.demo.run.run", lambda folder, _progress: found if folder == tmp_path else None)
     shown = otfuse("demo", tmp_path, "--quiet")
     assert (shown.status, shown.out.strip()) == (0, "| vanilla | 50.0 |")
     assert json.loads(otfuse("demo", tmp_path, "--quiet", "--json").out) == found

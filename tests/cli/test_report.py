@@ -10,7 +10,8 @@ from rich.console import Console
 
 from drawing import encoder_decoder, two_blocks
 from otfuse.core.graph import FlowGraph, NodeKind
-from otfuse.report import figure, svg, table
+from otfuse.demo import figure
+from otfuse.report import svg, table
 from otfuse.report.fold import fold
 from otfuse.report.layout import lay
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from otfuse.core.dataset import Dataset
+from otfuse.demo import earlier
+from otfuse.demo import run as demo
 from otfuse.errors import OutputError
-from otfuse.testing import demo, kept
 from otfuse.train.options import FinetuneOptions
 
 TINY = demo.Settings(
@@ -108,8 +109,8 @@ def test_finished_results_are_used_again_while_nothing_they_rest_on_has_changed(
         patch.setattr(demo, "machine", lambda: {"torch": "other"})
         with pytest.raises(AssertionError):
             demo.run(folder, silent, TINY)
-    first = kept.fingerprint(1)
-    assert (first == kept.fingerprint(1), first == kept.fingerprint(2)) == (True, False)
+    first = earlier.fingerprint(1)
+    assert (first == earlier.fingerprint(1), first == earlier.fingerprint(2)) == (True, False)
 
 
 def foreign_model(folder):

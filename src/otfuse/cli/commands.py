@@ -1,4 +1,4 @@
-"""All commands of `otfuse`, one file each; each parses, calls one function of the pipeline, and prints.
+"""All commands of `otfuse`, one file each; each parses, calls one function (of the pipeline, or behind ``otfuse.commands``), and prints.
 
 Nothing heavy is imported here or at the top of a command's file: `otfuse --help` answers at once.
 """

@@ -21,10 +21,10 @@ def command(
 ) -> None:
     """Train two small vision transformers on handwritten digits, fuse them in four ways, and compare."""
     with output.reporting(quiet=quiet, verbose=verbose) as progress:
-        from otfuse.testing import demo
+        from otfuse.demo.run import run
 
         try:
-            results = demo.run(folder, progress)
+            results = run(folder, progress)
         except KeyboardInterrupt:
             raise InterruptedRunError(
                 f"interrupted; give the same command again to go on with what {folder} holds"

@@ -23,9 +23,9 @@ def command(
 ) -> None:
     """Evaluate models on labelled data: loss with accuracy, or perplexity for language models."""
     with output.reporting(quiet=quiet, verbose=verbose) as progress:
-        from otfuse import pipeline
+        from otfuse.commands.evaluate import evaluate_checkpoints
 
-        rows = pipeline.evaluate_checkpoints(
+        rows = evaluate_checkpoints(
             models,
             data,
             ensemble=ensemble,

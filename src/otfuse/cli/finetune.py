@@ -75,10 +75,10 @@ def command(
     }
     chosen = {key: value for key, value in given.items() if value is not None}
     with output.reporting(quiet=quiet, verbose=verbose) as progress:
-        from otfuse import pipeline
+        from otfuse.commands.finetune import finetune_checkpoint
 
         try:
-            result = pipeline.finetune_checkpoint(
+            result = finetune_checkpoint(
                 model,
                 data,
                 out,

@@ -31,9 +31,9 @@ def command(
     if seed >= 2**63:  # what a torch generator takes
         raise UsageError(f"--seed {seed}: give a number below 2^63")
     with output.reporting(quiet=quiet, verbose=verbose) as progress:
-        from otfuse import pipeline
+        from otfuse.commands.inspect import inspect
 
-        found = pipeline.inspect(
+        found = inspect(
             model,
             verify=verify,
             seed=seed,

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from otfuse.core.report import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    Progress = Callable[[str, int, int], None]  # stage, how much of it is done, of how much
 
 
 class Clock:
@@ -26,6 +28,22 @@ class Clock:
         begun = time.perf_counter()
         yield
         self.stages.append(Stage(name, time.perf_counter() - begun, peak_mib()))
+
+
+class Announcing(Clock):
+    """A clock that tells every stage as it begins and ends."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        super().__init__()
+        self._progress = progress or (lambda _stage, _done, _total: None)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block, and tell of it."""
+        self._progress(name, 0, 1)
+        with super().stage(name):
+            yield
+        self._progress(name, 1, 1)
 
 
 def peak_mib() -> float:

@@ -16,13 +16,13 @@ import torch
 
 from otfuse import pipeline
 from otfuse.core.dataset import Dataset
+from otfuse.demo import earlier
+from otfuse.demo.figure import figure
 from otfuse.errors import OtfuseError, OutputError
 from otfuse.evaluate.metrics import evaluate, evaluate_ensemble
 from otfuse.io.checkpoint import load_model, open_checkpoint
 from otfuse.io.given import tensors_hash
 from otfuse.io.writer import write_checkpoint
-from otfuse.report.figure import figure
-from otfuse.testing import kept
 from otfuse.testing.small import image_classifier
 from otfuse.train.finetune import finetune
 from otfuse.train.options import FinetuneOptions
@@ -105,13 +105,13 @@ def run(folder: Path, progress: Progress, settings: Settings | None = None) -> d
     what is not the demo's.
     """
     began, chosen = time.perf_counter(), settings or Settings()
-    kept.require_own(folder, PARENTS)
+    earlier.require_own(folder, PARENTS)
     data = digits(chosen.probe)
     parents = {name: parent(folder / name, seed, data, chosen, progress) for name, seed in PARENTS.items()}
     seeds = PARENTS | {"fuse": SEED, "finetune": chosen.finetune.seed}
     made_of = [tensors_hash(model) for model in parents.values()]
-    key = kept.fingerprint(made_of, _plain(chosen), seeds, machine(), folder.name)
-    if (found := kept.read_results(folder)) is not None and found.get("fingerprint") == key:
+    key = earlier.fingerprint(made_of, _plain(chosen), seeds, machine(), folder.name)
+    if (found := earlier.read_results(folder)) is not None and found.get("fingerprint") == key:
         for stage in ("fuse", "compare"):
             progress(stage, 1, 1)
         _write(folder, found)
@@ -162,7 +162,7 @@ def parent(folder: Path, seed: int, data: Digits, settings: Settings, progress: 
         return found
     told: Callable[[int, int, float], None] = lambda step, steps, _: progress(f"train {folder.name}", step, steps)  # noqa: E731
     trained = finetune(image_classifier(seed=seed), data.shifted, options=options, out=folder, on_step=told)
-    write_checkpoint(folder, trained.model.eval(), None, files={kept.MARK: made_by}, overwrite=True)
+    write_checkpoint(folder, trained.model.eval(), None, files={earlier.MARK: made_by}, overwrite=True)
     trained.finish()
     return trained.model
 
@@ -247,7 +247,7 @@ def _score(models: tuple[nn.Module, ...], data: Dataset) -> Score:
 
 def _whole(folder: Path, made_by: str) -> nn.Module | None:
     try:
-        if (folder / kept.MARK).read_text(encoding="utf-8") != made_by:
+        if (folder / earlier.MARK).read_text(encoding="utf-8") != made_by:
             return None
         return load_model(open_checkpoint(folder)).eval()
     except (OSError, UnicodeDecodeError, OtfuseError):
@@ -281,10 +281,10 @@ def _write(folder: Path, results: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         part = (
-            folder / f".{kept.RESULTS}.part"
+            folder / f".{earlier.RESULTS}.part"
         )  # the file tells whose the others are, so it is there whole or not at all
         part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        part.replace(folder / kept.RESULTS)
+        part.replace(folder / earlier.RESULTS)
         (folder / "results.md").write_text(results["table"], encoding="utf-8")
         figure(results["rows"], folder / "figure.png")
     except OSError as error:

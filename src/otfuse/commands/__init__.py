@@ -1,0 +1,1 @@
+"""What stands behind the commands beside ``fuse``, one file each: from names of folders to results; nothing prints."""

@@ -1,0 +1,44 @@
+"""`otfuse inspect`: the flow graph of a checkpoint, and the gate on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from otfuse.flow.proof.gate import Verification, verify_graph
+from otfuse.fusion.sides import traced
+from otfuse.io import given
+from otfuse.measure.clock import Announcing
+
+if TYPE_CHECKING:
+    from otfuse.core.graph import FlowGraph
+    from otfuse.measure.clock import Progress
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inspection:
+    """A flow graph, and the figures of the gate if they were asked for."""
+
+    graph: FlowGraph
+    verification: Verification | None
+
+
+def inspect(
+    model: str,
+    *,
+    verify: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Inspection:
+    """The flow graph of a checkpoint, and the gate on it."""
+    clock = Announcing(progress)
+    with clock.stage("load"):
+        loaded = given.load([model], allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    with clock.stage("trace"):
+        side = traced(loaded.modules[0], None)
+    if not verify:
+        return Inspection(side.graph, None)
+    with clock.stage("verify"):
+        return Inspection(side.graph, verify_graph(loaded.modules[0], side.program, side.graph, seed=seed))

@@ -1,0 +1,1 @@
+"""What ``make demo`` runs: two small models trained, fused in four ways, compared; everything that only the demo needs."""
