@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from otfuse.align.plan import Plan, plan
 from otfuse.align.scheme import require_data
 from otfuse.core import recipe as recipes
 from otfuse.core.report import Report, Stage
-from otfuse.evaluate.run import find_device
-from otfuse.flow.proof.gate import Verification, verify_graph
+from otfuse.fusion.into import IntoModule
 from otfuse.fusion.job import Job
-from otfuse.fusion.sides import traced
-from otfuse.io import given, writer
-from otfuse.io.card import fusion_json, model_card
-from otfuse.measure.clock import Announcing as _Announcing
-from otfuse.measure.clock import peak_mib
-from otfuse.program.state import copied
+from otfuse.io import card, writer
+from otfuse.io.fused import fused_files, needed_bytes
+from otfuse.io.parents import Family
+from otfuse.measure.clock import Announcing, peak_mib
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
+    import torch
+
+    from otfuse.align.plan import Plan
     from otfuse.core.alignment import Alignment
     from otfuse.core.dataset import Dataset
     from otfuse.core.graph import FlowGraph
     from otfuse.core.recipe import Recipe
+    from otfuse.flow.proof.gate import Verification
     from otfuse.measure.clock import Progress
     from otfuse.program.inputs import Inputs
 
@@ -55,16 +54,32 @@ class Fused:
         return self.all_maps[0] if self.all_maps else {}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What ``otfuse fuse`` did: its report and the folder written; on a dry run its plan, and names of spaces by id."""
+
+    report: Report | None
+    plan: Plan | None
+    out: Path | None
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
 def trace(model: nn.Module | str | Path, example_inputs: Inputs | None = None) -> FlowGraph:
     """The flow graph of a module or checkpoint; inputs are made from a Hugging Face config when None."""
-    return traced(given.module(model), example_inputs).graph
+    from otfuse.fusion.sides import traced
+
+    with Family([model]) as family:
+        return traced(family.anchor, example_inputs).graph
 
 
 def verify(model: nn.Module | str | Path, example_inputs: Inputs | None = None, seed: int = 0) -> Verification:
-    """The gate (design.md 3.1): ``.error`` and ``.control`` are relative output changes, ``.graph`` the flow graph."""
-    module = given.module(model)
-    side = traced(module, example_inputs)
-    return verify_graph(module, side.program, side.graph, seed=seed)
+    """The gate (docs/method.md): ``.error`` and ``.control`` are relative output changes, ``.graph`` the flow graph."""
+    from otfuse.flow.proof.gate import verify_graph
+    from otfuse.fusion.sides import traced
+
+    with Family([model]) as family:
+        side = traced(family.anchor, example_inputs)
+        return verify_graph(family.anchor.module, side.program, side.graph, side.weights, seed=seed)
 
 
 def fuse(
@@ -86,59 +101,17 @@ def fuse(
     model's inputs, unlabelled; ``options`` dotted keys laid over the recipe (``{"otfusion.solver": "emd"}``).
     Raises a subclass of OtfuseError with one sentence for everything that the caller can mend.
     """
-    clock = _Announcing(progress)
+    clock = Announcing(progress)
     checked = recipes.read(recipe, dict(options or {}) | ({} if seed is None else {"seed": seed}))
     require_data(checked, data)
     with clock.stage("load"):
-        find_device(device)
-        loaded = given.load(models, device=device)
-        inputs = given.dataset(data, loaded) if data is not None else None
-    job = Job(loaded.modules, loaded.names, checked, inputs, example_inputs, batch_size, clock, progress)
-    tensors, alignments, gate = job.run(verify=verify)
-    with clock.stage("assemble"):
-        model = assembled(copied(loaded.modules[0], job.caches), tensors)
-    return Fused(model, _report(job, loaded, alignments, gate), tuple(a.maps for a in alignments))
-
-
-def _report(job: Job, loaded: given.Loaded, alignments: Sequence[Alignment], gate: dict[str, float] | None) -> Report:
-    solved = tuple(replace(s, source=n) for n, a in zip(loaded.names[1:], alignments, strict=True) for s in a.solved)
-    stages, notes = tuple(job.clock.stages), job.notes(alignments)
-    return Report(job.recipe, stages, solved, loaded.infos(), gate, notes, tuple(job.weights))
-
-
-def _card(report: Report) -> str:
-    anchor, *sources = report.sources
-    return model_card(
-        anchor=anchor, sources=sources, recipe_yaml=report.recipe.to_yaml(), gate=report.gate, weights=report.weights
-    )
-
-
-def _figures(report: Report, began: float) -> str:
-    """fusion.json, the last file written: with the time that writing has taken by then."""
-    written = Stage("write", time.perf_counter() - began, peak_mib())
-    return fusion_json(replace(report, stages=(*report.stages, written)))
-
-
-def assembled(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
-    """The model given, with these tensors in its own types."""
-    own = dict(model.named_parameters()) | dict(model.named_buffers())
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor.to(own[name].dtype))
-    return model.eval()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Result:
-    """What ``otfuse fuse`` did: its report and the folder written.
-
-    On a dry run it has neither of them, but its plan, and the names of the spaces by id.
-    """
-
-    report: Report | None
-    plan: Plan | None
-    out: Path | None
-    names: Mapping[str, str] = field(default_factory=dict)
+        family = Family(models, device=device)
+        inputs = family.dataset(data)
+    with family:
+        job = Job(family.parents, checked, inputs, example_inputs, batch_size, clock, progress)
+        into = IntoModule(models[0], family.anchor, lambda: job.caches)
+        alignments, gate = job.run(into, verify=verify, keep=True)
+        return Fused(into.module, _report(job, family, alignments, gate), tuple(a.maps for a in alignments))
 
 
 def fuse_checkpoints(
@@ -158,32 +131,62 @@ def fuse_checkpoints(
     progress: Progress | None = None,
 ) -> Result:
     """From checkpoint folders to a checkpoint folder; ``out`` None plans and writes nothing."""
-    clock, kind = _Announcing(progress), writer.floating(dtype)
-    recipe.weights_for(1 + len(sources))  # what is wrong with the recipe is told before anything is read
+    clock, kind, names = Announcing(progress), writer.floating(dtype), [anchor, *sources]
+    recipe.weights_for(len(names))  # what is wrong with the recipe is told before anything is read
     if out is not None:
         require_data(recipe, data)
-        writer.check_target(out)
+        writer.check_target(out, beside=names)
         writer.check_shard_size(shard_size)
+    plain = recipe.scheme == "average"
     with clock.stage("load"):
-        find_device(device)
-        loaded = given.load(
-            [anchor, *sources], device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+        family = Family(
+            names, device=device, plain=plain, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
         )
-        inputs = given.dataset(data, loaded) if data is not None else None
-    job = Job(loaded.modules, loaded.names, recipe, inputs, None, batch_size, clock, progress)
-    if out is None:
-        return _planned(job)
-    tensors, alignments, gate = job.run(verify=verify)
-    with clock.stage("write"):
-        began = time.perf_counter()
-        model = assembled(loaded.modules[0], tensors)
-        report = _report(job, loaded, alignments, gate)
-        files = {"README.md": lambda: _card(report), "fusion.json": lambda: _figures(report, began)}
-        writer.write_checkpoint(out, model, loaded.checkpoints[0], dtype=kind, shard_size=shard_size, files=files)
-    return Result(replace(report, stages=tuple(clock.stages)), None, out)
+        inputs = None if plain else family.dataset(data)
+    with family:
+        job = Job(family.parents, recipe, inputs, None, batch_size, clock, progress)
+        if out is None:
+            return _planned(job)
+        first = family.file_anchor
+        writer.check_target(out, need=needed_bytes(first, kind))
+        began, done = time.perf_counter(), list[Report]()
+
+        def reported() -> Report:
+            if not done:
+                done.append(_report(job, family, alignments, gate))
+            return done[0]
+
+        texts = {"README.md": lambda: _card(reported()), "fusion.json": lambda: _figures(reported(), began)}
+        with fused_files(out, first, dtype=kind, shard_size=shard_size, texts=texts) as sink:
+            alignments, gate = job.run(sink, verify=verify)
+            began = time.perf_counter()
+    written = Stage("write", time.perf_counter() - began, peak_mib())
+    return Result(replace(reported(), stages=(*clock.stages, written)), None, out)
+
+
+def _report(job: Job, family: Family, alignments: Sequence[Alignment], gate: dict[str, float] | None) -> Report:
+    names = [parent.name for parent in family.parents[1:]]
+    solved = tuple(replace(s, source=n) for n, a in zip(names, alignments, strict=False) for s in a.solved)
+    stages, notes = tuple(job.clock.stages), job.notes(alignments)
+    return Report(job.recipe, stages, solved, family.infos(), gate, notes, tuple(job.weights))
+
+
+def _card(report: Report) -> str:
+    anchor, *sources = report.sources
+    return card.model_card(
+        anchor=anchor, sources=sources, recipe_yaml=report.recipe.to_yaml(), gate=report.gate, weights=report.weights
+    )
+
+
+def _figures(report: Report, began: float) -> str:
+    """fusion.json, the last file written: with the time that writing has taken by then."""
+    written = Stage("write", time.perf_counter() - began, peak_mib())
+    return card.fusion_json(replace(report, stages=(*report.stages, written)))
 
 
 def _planned(job: Job) -> Result:
+    from otfuse.align.plan import plan
+
     pairs = job.pairs()
     names = {space.id: space.name for space in pairs[0].anchor.graph.spaces}
     return Result(None, plan(pairs, job.recipe), None, names)

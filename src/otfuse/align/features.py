@@ -43,8 +43,9 @@ class Features:
 
     def forget(self, nodes: Sequence[int]) -> None:
         """The moments of these nodes were compared; if this is the last walk, they need not be held."""
-        for node in nodes if self._last and self._moments is not None else ():
-            self._moments.pop(node, None)
+        if self._last and self._moments is not None:
+            for node in nodes:
+                self._moments.pop(node, None)
 
     def cost(self, nodes: Sequence[int], units: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> torch.Tensor:
         """Unscaled cost ``[na, ns]`` of units that several nodes (or parts of them) share: their features together.

@@ -110,7 +110,9 @@ def blocks(matrices: Sequence[Matrix]) -> Matrix:
 def sums(matrix: Matrix, rows: NDArray[np.int64], columns: NDArray[np.int64], shape: tuple[int, int]) -> Matrix:
     """All entries added up by the group of their row and of their column."""
     left = sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(shape[0], len(rows)))
-    right = sparse.csr_array((np.ones(len(columns)), (np.arange(len(columns)), columns)), shape=(len(columns), shape[1]))
+    right = sparse.csr_array(
+        (np.ones(len(columns)), (np.arange(len(columns)), columns)), shape=(len(columns), shape[1])
+    )
     if isinstance(matrix, torch.Tensor):
         return torch.from_numpy(np.ascontiguousarray((right.T @ (left @ matrix.numpy()).T).T))
     return sparse.csr_array(left @ matrix @ right)
@@ -144,7 +146,9 @@ def along(matrix: Matrix, tensor: torch.Tensor, axis: int) -> torch.Tensor:
         made = flat.index_select(0, torch.from_numpy(order).to(tensor.device))
     else:
         kind = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-        made = torch.from_numpy(matrix.astype(str(kind).removeprefix("torch.")) @ flat.to("cpu", kind).numpy()).to(tensor)
+        made = torch.from_numpy(matrix.astype(str(kind).removeprefix("torch.")) @ flat.to("cpu", kind).numpy()).to(
+            tensor
+        )
     return made.reshape(matrix.shape[0], *moved.shape[1:]).movedim(0, axis)
 
 
@@ -159,7 +163,7 @@ def _selection(matrix: sparse.csr_array) -> NDArray[np.int64] | None:
     """Which source unit each anchor unit is, if every one is exactly one."""
     if matrix.nnz != matrix.shape[0] or (matrix.data != 1).any() or (np.diff(matrix.indptr) != 1).any():
         return None
-    return matrix.indices.astype(np.int64)
+    return np.asarray(matrix.indices, np.int64)
 
 
 def _compressed(matrix: Matrix) -> sparse.csr_array:

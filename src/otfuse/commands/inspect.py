@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from otfuse.flow.proof.gate import Verification, verify_graph
 from otfuse.fusion.sides import traced
-from otfuse.io import given
+from otfuse.io.parents import Family
 from otfuse.measure.clock import Announcing
 
 if TYPE_CHECKING:
@@ -35,10 +35,14 @@ def inspect(
     """The flow graph of a checkpoint, and the gate on it."""
     clock = Announcing(progress)
     with clock.stage("load"):
-        loaded = given.load([model], allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    with clock.stage("trace"):
-        side = traced(loaded.modules[0], None)
-    if not verify:
-        return Inspection(side.graph, None)
-    with clock.stage("verify"):
-        return Inspection(side.graph, verify_graph(loaded.modules[0], side.program, side.graph, seed=seed))
+        family = Family([model], allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    with family:
+        anchor = family.anchor
+        with clock.stage("trace"):
+            side = traced(anchor, None)
+        if not verify:
+            return Inspection(side.graph, None)
+        with clock.stage("verify"):
+            return Inspection(
+                side.graph, verify_graph(anchor.module, side.program, side.graph, side.weights, seed=seed)
+            )

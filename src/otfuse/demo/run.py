@@ -21,7 +21,7 @@ from otfuse.demo.figure import figure
 from otfuse.errors import OtfuseError, OutputError
 from otfuse.evaluate.metrics import evaluate, evaluate_ensemble
 from otfuse.io.checkpoint import load_model, open_checkpoint
-from otfuse.io.given import tensors_hash
+from otfuse.io.parents import module_hash
 from otfuse.io.writer import write_checkpoint
 from otfuse.testing.small import image_classifier
 from otfuse.train.finetune import finetune
@@ -109,7 +109,7 @@ def run(folder: Path, progress: Progress, settings: Settings | None = None) -> d
     data = digits(chosen.probe)
     parents = {name: parent(folder / name, seed, data, chosen, progress) for name, seed in PARENTS.items()}
     seeds = PARENTS | {"fuse": SEED, "finetune": chosen.finetune.seed}
-    made_of = [tensors_hash(model) for model in parents.values()]
+    made_of = [module_hash(model) for model in parents.values()]
     key = earlier.fingerprint(made_of, _plain(chosen), seeds, machine(), folder.name)
     if (found := earlier.read_results(folder)) is not None and found.get("fingerprint") == key:
         for stage in ("fuse", "compare"):

@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from otfuse.core.graph import FlowGraph
 
 
-def require_match(anchor: FlowGraph, source: FlowGraph, names: tuple[str, str]) -> None:
+def require_match(
+    anchor: FlowGraph, source: FlowGraph, names: tuple[str, str], *, aside: frozenset[str] = frozenset()
+) -> None:
     """MatchError unless both graphs have the same nodes in the same order and the same stored tensors.
 
-    Sizes may differ: along spaces, not along pinned axes (classes, vocabulary, places).
+    Sizes may differ: along spaces, not along pinned axes (classes, vocabulary, places), but for tensors set ``aside``.
     """
     where = f"{names[1]} cannot be fused into {names[0]}"
     ours, theirs = set(anchor.shapes), set(source.shapes)
@@ -38,7 +40,7 @@ def require_match(anchor: FlowGraph, source: FlowGraph, names: tuple[str, str]) 
     free = {(m.tensor, m.axis) for space in anchor.spaces if space.pinned is None for m in space.members}
     free |= {(m.tensor, m.axis) for space in source.spaces if space.pinned is None for m in space.members}
     for name, shape in anchor.shapes.items():
-        if name in anchor.unread:
+        if name in anchor.unread or anchor.ties.get(name, name) in aside:
             continue
         first = anchor.ties.get(name, name)
         for axis, (n, m) in enumerate(zip(shape, source.shapes[name], strict=True)):

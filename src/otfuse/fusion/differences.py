@@ -41,11 +41,12 @@ def require_same_functions(anchor: Side, source: Side, names: tuple[str, str]) -
             )
 
 
-def differences(models: Sequence[nn.Module], names: Sequence[str]) -> list[str]:
+def differences(models: Sequence[nn.Module], names: Sequence[str], *, classifier: str = "fuse") -> list[str]:
     """Notes on sources whose class or settings are not the anchor's. MatchError if their classes have other names."""
     notes = []
     for model, name in zip(models[1:], names[1:], strict=True):
-        _require_same_classes(models[0], model, (names[0], name))
+        if classifier == "fuse":
+            _require_same_classes(models[0], model, (names[0], name))
         told = (
             [f"class {type(model).__name__} ({type(models[0]).__name__})"] if type(model) is not type(models[0]) else []
         )

@@ -104,7 +104,7 @@ class Job:
         """What the report says beside figures."""
         loose = [s.name for a in alignments for s in a.solved if not s.converged]
         found = [note for a in alignments for note in a.notes] + self._notes
-        return tuple([*found, *(f"{name}: the solver did not converge" for name in loose)])
+        return (*found, *(f"{name}: the solver did not converge" for name in loose))
 
     def _average(self, sink: Sink) -> list[Alignment]:
         with self.clock.stage("average"):
@@ -117,7 +117,13 @@ class Job:
         return measure(pair, self.recipe, self.data, lambda done, total: self._progress("measure", done, total))
 
     def _walks(
-        self, pairs: Sequence[Pair], measured: Sequence[Measured], value: float, *, keep: bool = False, last: bool = False
+        self,
+        pairs: Sequence[Pair],
+        measured: Sequence[Measured],
+        value: float,
+        *,
+        keep: bool = False,
+        last: bool = False,
     ) -> list[Walk]:
         aside = set_aside(pairs[0].anchor, self.recipe) | self._lacking
         return [

@@ -147,9 +147,7 @@ def load_model(
     try:
         model.to(device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # some devices lack float64
-        msg = (
-            f"device {device}: the model of {checkpoint.name} cannot go there ({first_line(error)}); use --device cpu"
-        )
+        msg = f"device {device}: the model of {checkpoint.name} cannot go there ({first_line(error)}); use --device cpu"
         raise DeviceError(msg) from None
     return model.eval()
 
@@ -162,6 +160,7 @@ def first_line(error: BaseException) -> str:
 
 
 def model_class(checkpoint: Checkpoint) -> Any:
+    """The class named in config.json, else what the Auto classes choose. CheckpointError if transformers has none such."""
     import transformers
 
     name, custom = checkpoint.architecture, checkpoint.config.get("auto_map") or {}

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from otfuse.io import kinds
 from otfuse.io.companions import copy_companions
 from otfuse.io.keys import Group, reverted
 from otfuse.io.shards import Shards, layout
@@ -101,9 +100,7 @@ def fused_files(
 
 def needed_bytes(anchor: FileParent, dtype: torch.dtype | None) -> int:
     """Bytes that the weights will take."""
-    return sum(
-        torch.Size(shape).numel() * kind.itemsize for _, (kind, shape) in _entries(anchor, dtype).values()
-    )
+    return sum(torch.Size(shape).numel() * kind.itemsize for _, (kind, shape) in _entries(anchor, dtype).values())
 
 
 def _entries(anchor: FileParent, dtype: torch.dtype | None) -> dict[str, tuple[str, Entry]]:
@@ -118,7 +115,11 @@ def _entries(anchor: FileParent, dtype: torch.dtype | None) -> dict[str, tuple[s
 
 def _file(name: str) -> str:
     """A pickle's counterpart."""
-    return name if name.endswith(".safetensors") else name.replace("pytorch_model", "model", 1).rpartition(".")[0] + ".safetensors"
+    return (
+        name
+        if name.endswith(".safetensors")
+        else name.replace("pytorch_model", "model", 1).rpartition(".")[0] + ".safetensors"
+    )
 
 
 def write_config(folder: Path, anchor: Checkpoint, dtype: torch.dtype | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -11,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from otfuse.core.dataset import Dataset
-from otfuse.core.report import SourceInfo
 from otfuse.errors import DataError, UsageError
 from otfuse.evaluate.metrics import Asked
 from otfuse.io import kinds
@@ -36,18 +33,6 @@ class Loaded:
     modules: tuple[nn.Module, ...]
     names: tuple[str, ...]
     checkpoints: tuple[Checkpoint | None, ...]
-
-    def infos(self) -> tuple[SourceInfo, ...]:
-        """Names and hashes for the report."""
-        return tuple(
-            SourceInfo(name, checkpoint.hash if checkpoint is not None else tensors_hash(module))
-            for name, checkpoint, module in zip(self.names, self.checkpoints, self.modules, strict=True)
-        )
-
-
-def module(model: Model) -> nn.Module:
-    """A module, loaded in float32 (float64 if it is stored so) if a folder was given."""
-    return load([model]).modules[0]
 
 
 def load(
@@ -79,9 +64,19 @@ def dataset(
     data: str | Path | Mapping[str, Any] | Dataset, loaded: Loaded, *, require_labels: bool = False, which: int = 0
 ) -> Dataset:
     """The data, read with the tokenizer or processor of one model (the first, if not told which) and checked against it."""
+    return dataset_for(data, loaded.modules[which], loaded.checkpoints[which], require_labels=require_labels)
+
+
+def dataset_for(
+    data: str | Path | Mapping[str, Any] | Dataset,
+    model: nn.Module,
+    checkpoint: Checkpoint | None,
+    *,
+    require_labels: bool = False,
+) -> Dataset:
+    """The data, read with the tokenizer or processor of this model and checked against it."""
     if isinstance(data, Dataset):
         return data
-    model, checkpoint = loaded.modules[which], loaded.checkpoints[which]
     names, config = input_names(model), settings(model, checkpoint)
     if isinstance(data, Mapping):
         return from_arrays(data, input_names=names or list(data), config=config, require_labels=require_labels)
@@ -134,19 +129,6 @@ def settings(model: nn.Module, checkpoint: Checkpoint | None) -> dict[str, Any]:
     if hasattr(config, "to_dict"):
         return dict(config.to_dict())
     return checkpoint.config if checkpoint is not None else {}
-
-
-def tensors_hash(model: nn.Module) -> str:
-    """SHA-256 (hex) over names and values of all stored tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            if tensor.numel()
-            else b""
-        )
-    return digest.hexdigest()
 
 
 def special_tokens(loaded: Loaded, which: int = 0) -> dict[str, Any]:

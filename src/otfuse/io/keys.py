@@ -84,7 +84,7 @@ def converted(group: Group, model: nn.Module, read: Callable[[str], torch.Tensor
     return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 
-def reverted(group: Group, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def reverted(group: Group, model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What the files hold in the place of these tensors of the model, by key."""
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -110,9 +110,7 @@ def unwrapped(key: str, fits: Callable[[str], bool]) -> str | None:
     return None
 
 
-def _renamer(
-    model: nn.Module, state: Mapping[str, Any], used: list[Any]
-) -> Callable[[str], tuple[str, str, Any]]:
+def _renamer(model: Any, state: Mapping[str, Any], used: list[Any]) -> Callable[[str], tuple[str, str, Any]]:
     """``key -> (name, pattern, converter or None)``, as ``from_pretrained`` finds them."""
     if not hasattr(model, "base_model_prefix"):
         return lambda key: (key, key, None)

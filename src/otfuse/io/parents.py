@@ -5,24 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
 
+from otfuse.core.report import SourceInfo
+from otfuse.errors import UsageError
+from otfuse.evaluate.run import find_device
 from otfuse.fusion.sides import Parent, workable
 from otfuse.io import kinds
-from otfuse.io.checkpoint import load_model, model_class
+from otfuse.io.checkpoint import load_model, model_class, open_checkpoint
+from otfuse.io.given import dataset_for
 from otfuse.io.keys import Keys
 from otfuse.io.skeleton import FileWeights, settle, skeleton
+from otfuse.io.stored import Stored
 from otfuse.program.export import stored as stored_tensors
 from otfuse.program.weights import Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from otfuse.core.dataset import Dataset
     from otfuse.io.checkpoint import Checkpoint
-    from otfuse.io.stored import Stored
+
+    Model = nn.Module | str | Path
 
 
 @dataclass(slots=True, eq=False)
@@ -64,9 +72,7 @@ def _unclassed(stored: Stored) -> FileParent:
     return FileParent(stored.checkpoint.name, None, weights, stored=stored, keys=keys)
 
 
-def _parent(
-    stored: Stored, model: nn.Module, dtype: torch.dtype, device: str, *, joined: bool = False
-) -> FileParent:
+def _parent(stored: Stored, model: nn.Module, dtype: torch.dtype, device: str, *, joined: bool = False) -> FileParent:
     checkpoint = stored.checkpoint
     keys = settle(model, stored, joined=joined)
     state = model.state_dict(keep_vars=True)
@@ -129,15 +135,18 @@ def _listed(names: Sequence[str]) -> str:
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
     """Values that no result will hold, for a forward pass through them to make sense."""
     chance = torch.Generator().manual_seed(0)
-    return torch.randn(tensor.shape, generator=chance, dtype=tensor.dtype) / max(tensor.shape[-1:] or (1,)) ** 0.5
+    made: torch.Tensor = torch.randn(tensor.shape, generator=chance, dtype=tensor.dtype) / max(*tensor.shape, 1) ** 0.5
+    return made
 
 
-def module_hash(model: nn.Module) -> str:
+def module_hash(model: Any) -> str:
     """SHA-256 (hex) over every stored tensor's name, type, shape and SHA-256, by name."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
-        total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(raw).hexdigest()]).encode())
+        total.update(
+            json.dumps([name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(raw).hexdigest()]).encode()
+        )
     return total.hexdigest()
 
 
@@ -154,14 +163,30 @@ class Family:
         trust_remote_code: bool = False,
     ) -> None:
         """Open everything and check it before the first weight is read. Raises CheckpointError, UsageError."""
+        find_device(device)
         opened_ones = [_opened(m, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code) for m in models]
         self._stores = [None if c is None else Stored(c) for c in opened_ones]
-        files = iter(opened([s for s in self._stores if s is not None], device=device, plain=plain and None not in opened_ones))
+        files = iter(
+            opened([s for s in self._stores if s is not None], device=device, plain=plain and None not in opened_ones)
+        )
         self.models = models
         self.parents: list[Parent] = [
             given(model, f"{type(model).__name__} {i}") if isinstance(model, nn.Module) else next(files)
             for i, model in enumerate(models)
         ]
+
+    def dataset(self, data: Any) -> Dataset | None:
+        """The data, read with the anchor's tokenizer or processor and checked against it."""
+        if data is None:
+            return None
+        stored = self._stores[0]
+        return dataset_for(data, self.parents[0].module, None if stored is None else stored.checkpoint)
+
+    @property
+    def file_anchor(self) -> FileParent:
+        """The anchor, where it is a checkpoint."""
+        assert isinstance(self.parents[0], FileParent)  # the caller knows
+        return self.parents[0]
 
     @property
     def anchor(self) -> Parent:
@@ -171,7 +196,7 @@ class Family:
     def infos(self) -> tuple[SourceInfo, ...]:
         """Names and hashes for the report. CheckpointError if a file has changed since it was opened."""
         return tuple(
-            SourceInfo(parent.name, module_hash(model) if stored is None else stored.hash())
+            SourceInfo(parent.name, stored.hash() if stored is not None else module_hash(model))
             for parent, model, stored in zip(self.parents, self.models, self._stores, strict=True)
         )
 

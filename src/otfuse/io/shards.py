@@ -35,9 +35,7 @@ class Shards:
     as the disk does.
     """
 
-    def __init__(
-        self, folder: Path, layout: Mapping[str, Mapping[str, Entry]], *, index: bool, target: Path
-    ) -> None:
+    def __init__(self, folder: Path, layout: Mapping[str, Mapping[str, Entry]], *, index: bool, target: Path) -> None:
         self._folder, self._layout, self._index, self._target = folder, layout, index, target
         self._at: dict[str, tuple[int, int, Entry]] = {}
         self._handles: list[int] = []
@@ -52,7 +50,7 @@ class Shards:
         for block in blocks:
             made = block.detach().to("cpu", dtype).contiguous().reshape(-1)
             self._require_finite(key, block, made)
-            view = memoryview(made.view(torch.uint8).numpy()) if made.numel() else memoryview(b"")
+            view = memoryview(made.view(torch.uint8).numpy())  # type: ignore[arg-type]  # arrays are buffers
             while view:
                 done = os.pwrite(handle, view, offset)
                 offset, view = offset + done, view[done:]
@@ -85,7 +83,10 @@ class Shards:
 
     def _lay_out(self, path: Path, entries: Mapping[str, Entry]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offset, entries = 0, dict(sorted(entries.items(), key=lambda item: -item[1][0].itemsize))  # wide types first: aligned
+        offset, entries = (
+            0,
+            dict(sorted(entries.items(), key=lambda item: -item[1][0].itemsize)),
+        )  # wide types first: aligned
         for key, (dtype, shape) in entries.items():
             size = prod(shape) * dtype.itemsize
             header[key] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
@@ -120,7 +121,7 @@ def layout(entries: Mapping[str, tuple[str, Entry]], shard_size: int | None) -> 
 
 
 def _cut(entries: Mapping[str, Entry], size: int) -> dict[str, str]:
-    from huggingface_hub.serialization import split_state_dict_into_shards_factory
+    from huggingface_hub.serialization._base import split_state_dict_into_shards_factory
 
     split = split_state_dict_into_shards_factory(
         dict(entries),

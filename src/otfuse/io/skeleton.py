@@ -38,8 +38,8 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, kind: type[nn.Module] |
         with quiet(), no_init_weights():
             reader = getattr(wanted, "config_class", None) or AutoConfig
             config = reader.from_pretrained(checkpoint.folder, local_files_only=True, **code)
-            auto = not issubclass(wanted, nn.Module)
-            model = wanted.from_config(config, dtype=dtype, **code) if auto else wanted._from_config(config, dtype=dtype)  # noqa: SLF001  # what from_config calls
+            make = wanted._from_config if issubclass(wanted, nn.Module) else wanted.from_config  # noqa: SLF001  # what it calls
+            model = make(config, dtype=dtype, **({} if issubclass(wanted, nn.Module) else code))
         with quiet():
             model.tie_weights()
     except (MemoryError, KeyboardInterrupt):

@@ -71,7 +71,7 @@ class Stored:
         for start in range(0, info.bytes, step):
             raw = self._bytes(info, start, min(step, info.bytes - start), key)
             if digest is not None:
-                digest.update(raw.numpy())
+                digest.update(memoryview(raw.numpy()))  # type: ignore[arg-type]  # arrays are buffers
             yield self._checked(key, raw.view(info.dtype))
         if digest is not None:
             self._hashes[key] = digest.digest()
@@ -122,12 +122,14 @@ class Stored:
             whole = self._pickle(info.file)[key].contiguous().reshape(-1)
             return whole.view(torch.uint8)[start : start + count].clone() if count else whole.view(torch.uint8)
         raw = torch.empty(count, dtype=torch.uint8)
-        view, done = memoryview(raw.numpy()), 0
+        view, done = memoryview(raw.numpy()), 0  # type: ignore[arg-type]  # arrays are buffers
         while done < count:
             try:
                 got = os.preadv(self._handles[info.file], [view[done:]], info.offset + start + done)
             except OSError as error:
-                msg = f"checkpoint {self.checkpoint.name}: {info.file} cannot be read ({error.strerror}); check the disk"
+                msg = (
+                    f"checkpoint {self.checkpoint.name}: {info.file} cannot be read ({error.strerror}); check the disk"
+                )
                 raise CheckpointError(msg) from None
             if got == 0:
                 raise self._changed(info.file)

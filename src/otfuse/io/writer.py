@@ -24,18 +24,21 @@ from otfuse.io.quiet import quiet
 from otfuse.io.staging import nearest, staged, sweep, try_writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from otfuse.io.checkpoint import Checkpoint
 
 _SHARD_SIZE = re.compile(r"([1-9][0-9]{0,8})\s*([KMGT])(I?)B", re.IGNORECASE)
 
 
-def check_target(out: Path, *, overwrite: bool = False, need: int = 0) -> None:
+def check_target(out: Path, *, overwrite: bool = False, need: int = 0, beside: Sequence[str | Path] = ()) -> None:
     """Refuse, before long work, a place where ``need`` bytes could not be written as ``out``; leaves nothing behind.
 
-    ``overwrite`` allows a folder that holds a checkpoint, and no other. Raises :class:`OutputError`.
+    ``overwrite`` allows a folder that holds a checkpoint, and no other. ``beside`` are the models that are read: ``out`` may
+    not lie inside one of them, nor hold one. Raises :class:`OutputError`.
     """
+    for model in beside:
+        _require_apart(out, Path(model))
     sweep(out)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError(f"output {out}: a file of that name exists; choose another --out")
@@ -53,6 +56,17 @@ def check_target(out: Path, *, overwrite: bool = False, need: int = 0) -> None:
         raise OutputError(
             f"output {out}: {need / 1e9:.2g} GB needed, {free / 1e9:.2g} GB free; free some space or choose another --out"
         )
+
+
+def _require_apart(out: Path, model: Path) -> None:
+    if not model.is_dir():
+        return
+    ours, theirs = out.resolve(), model.resolve()
+    if ours == theirs or theirs in ours.parents:
+        where = "is a model that goes in" if ours == theirs else f"lies inside {model}, which goes in"
+        raise OutputError(f"output {out}: {where}; choose another --out")
+    if ours in theirs.parents:
+        raise OutputError(f"output {out}: holds {model}, which goes in; choose another --out")
 
 
 def floating(name: str | None) -> torch.dtype | None:

@@ -68,13 +68,20 @@ class Verification:
             )
 
 
-def verify_graph(model: nn.Module, program: Program, graph: FlowGraph, *, seed: int = 0) -> Verification:
+def verify_graph(
+    model: nn.Module,
+    program: Program,
+    graph: FlowGraph,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    *,
+    seed: int = 0,
+) -> Verification:
     """The gate in float64 on randomised weights, every cast inside the module kept in float64.
 
     Where the module takes another number of examples than it was traced on, or longer or shorter ones, the error counts
     there too: in the one number, what mixes examples with units may look like a factor of the units.
     """
-    weights = randomised(model, program, seed)
+    weights = randomised(model, program, weights, seed)
     found = _verify(_Module(model, program, double=True), graph, weights, seed)
     moved = act(_drawn(graph, seed), weights)
     for dim in (0, 1):
@@ -88,9 +95,16 @@ def verify_graph(model: nn.Module, program: Program, graph: FlowGraph, *, seed: 
     return found
 
 
-def verify_weights(model: nn.Module, program: Program, graph: FlowGraph, *, seed: int = 0) -> Verification:
+def verify_weights(
+    model: nn.Module,
+    program: Program,
+    graph: FlowGraph,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    *,
+    seed: int = 0,
+) -> Verification:
     """The gate on the real weights as they are."""
-    weights = real(model, program)
+    weights = real(model, program, weights)
     return _verify(_Module(model, program, double=False), graph, weights, seed)
 
 
@@ -102,12 +116,14 @@ class SpaceTrial:
     is drawn until a space has to be tried.
     """
 
-    def __init__(self, model: nn.Module, program: Program, seed: int = 0) -> None:
-        self._model, self._program, self._seed = model, program, seed
+    def __init__(
+        self, model: nn.Module, program: Program, weights: Mapping[str, torch.Tensor] | None = None, seed: int = 0
+    ) -> None:
+        self._model, self._program, self._weights, self._seed = model, program, weights, seed
 
     @functools.cached_property
     def _bench(self) -> _Bench:
-        return _Bench(self._model, self._program, self._seed)
+        return _Bench(self._model, self._program, self._weights, self._seed)
 
     def __call__(self, space: Space) -> bool | None:
         """Whether moving the space leaves the outputs unchanged.
@@ -135,8 +151,8 @@ class SpaceTrial:
 class _Bench:
     """The program in float64 with weights drawn anew, and ``known``: inputs, with answers that are numbers somewhere."""
 
-    def __init__(self, model: nn.Module, program: Program, seed: int) -> None:
-        self._runner, self._weights = Runner(program, double=True), randomised(model, program, seed)
+    def __init__(self, model: nn.Module, program: Program, held: Mapping[str, torch.Tensor] | None, seed: int) -> None:
+        self._runner, self._weights = Runner(program, double=True), randomised(model, program, held, seed)
         self.known: list[tuple[Inputs, tuple[torch.Tensor, ...]]] = []
         self._keep(program.inputs)
         cpu = all(weight.device.type == "cpu" for weight in self._weights.values())
@@ -165,19 +181,23 @@ class _Bench:
             return False
 
 
-def real(model: nn.Module, program: Program) -> dict[str, torch.Tensor]:
-    """The stored tensors by first name."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    return {name: tensors[name].detach() for name, first in program.ties.items() if name == first}
+def real(
+    model: nn.Module, program: Program, weights: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """The stored tensors by first name: those given, else the model's own."""
+    held = dict(model.named_parameters()) | dict(model.named_buffers()) if weights is None else weights
+    return {name: held[name].detach() for name, first in program.ties.items() if name == first}
 
 
-def randomised(model: nn.Module, program: Program, seed: int) -> dict[str, torch.Tensor]:
+def randomised(
+    model: nn.Module, program: Program, held: Mapping[str, torch.Tensor] | None, seed: int
+) -> dict[str, torch.Tensor]:
     """Stored tensors in float64 with every value drawn anew: defaults such as ones and zeros hide mistakes.
 
     Gains keep their mean near one; buffers that are positive (running variances) are drawn positive.
     """
     parameters, drawn = {name for name, _ in model.named_parameters()}, dict[str, torch.Tensor]()
-    for name, tensor in real(model, program).items():
+    for name, tensor in real(model, program, held).items():
         source = chance(seed, "weights", name)
         noise = torch.from_numpy(source.standard_normal(tuple(tensor.shape))).to(tensor.device)
         if name not in parameters:
