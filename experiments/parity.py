@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification
 
 from otfuse.align.pair import Pair
-from otfuse.align.scheme import align, measure
+from otfuse.align.scheme import measure, set_aside, walk
 from otfuse.core import recipe as recipes
 from otfuse.core.dataset import Dataset
 from otfuse.fusion.apply import fused
 from otfuse.fusion.sides import traced
+from otfuse.io.parents import given
 
 ALLOWED = 1e-3
 
@@ -70,13 +71,14 @@ class Golden:
         """The parents, traced once for all cases."""
         inputs = {name: torch.from_numpy(array[:5]) for name, array in self.data.inputs.items()}
         wanted = {"anchor", *(case["source"] for case in self.index["cases"])}
-        return {which: traced(self.model(which), inputs) for which in sorted(wanted)}
+        return {which: traced(given(self.model(which), which), inputs) for which in sorted(wanted)}
 
     def deviations(self, case: dict[str, Any]) -> dict[str, float]:
         """Largest difference from the published result, relative to the largest value, of every tensor with one answer."""
         recipe = recipes.read({"scheme": "otfusion", "otfusion": case["options"]})
         pair = Pair(self.sides["anchor"], self.sides[case["source"]])
-        found = align(pair, recipe, measure(pair, recipe, self.data), recipe.otfusion.regulariser)  # a number in all
+        value, aside = recipe.otfusion.regulariser, set_aside(pair.anchor, recipe)  # the value is a number in all cases
+        found = walk(pair, recipe, measure(pair, recipe, self.data), value, aside=aside)
         made = fused(pair.anchor.weights, [pair.source.weights], [found], [0.5, 0.5])
         published = self.tensors(f"cases/{case['name']}.safetensors")
         if made.keys() != published.keys():

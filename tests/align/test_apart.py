@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from align_copies import case, fuse
-from otfuse.align.carry import Carrier
+from otfuse.align.carry import Carrier, Claims
 from otfuse.align.maps import UnitMap
 from otfuse.align.pair import Pair
 from otfuse.core.graph import NodeKind
@@ -72,8 +72,10 @@ def test_a_map_of_other_units_is_not_used_for_a_tensor_and_told():
     space = next(s for s in experts.graph.free if s.kind == "stream")
     tensor = next(m.tensor for m in space.members if "experts" in m.tensor)
     maps = [UnitMap.identity(n, n) for n in (space.size, space.size + 2)]
-    carriers = [Carrier(Pair(experts, experts), lambda _: None, lambda _: None) for _ in maps]
-    found = [c.all(skip=frozenset(), latest={space.id: m}) for c, m in zip(carriers, maps, strict=True)]
-    assert [any(carry.tensor == tensor for carry in carries) for carries in found] == [True, False]
+    claims = Claims(experts.graph, frozenset())
+    assert tensor in claims.unclaimed
+    carriers = [Carrier(Pair(experts, experts), claims, lambda _: None, lambda _: None) for _ in maps]
+    found = [c.by_spaces(tensor, {space.id: m}) for c, m in zip(carriers, maps, strict=True)]
+    assert [bool(carries) for carries in found] == [True, False]
     said = f"{tensor}: no map of {space.name} was found, and it is taken in the source's own order"
     assert [said in c.notes for c in carriers] == [False, True]

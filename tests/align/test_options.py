@@ -15,6 +15,7 @@ from otfuse.core.dataset import Dataset
 from otfuse.errors import DataError, MatchError, RecipeError
 from otfuse.fusion.choose import CANDIDATES, best_regulariser, searched
 from otfuse.fusion.sides import traced
+from otfuse.io.parents import given
 from otfuse.measure.observe import RowFilter
 from otfuse.measure.probe import first_batch, pair_moments
 from otfuse.testing import small
@@ -126,7 +127,7 @@ def test_a_last_batch_that_is_not_full_changes_no_moment(kind):
     whole = case(model, inputs, rows=20)
     found = []
     for size in (20, 16, 8):
-        side = traced(model, first_batch(model, whole.data.take(slice(0, size)), size))
+        side = traced(given(model, "model"), first_batch(model, whole.data.take(slice(0, size)), size))
         nodes = needed_nodes(Pair(side, side))
         assert nodes
         found.append(pair_moments(side, side, whole.data, nodes, RowFilter("all", "skip")))
@@ -191,7 +192,7 @@ def test_auto_goes_on_beyond_its_candidates_until_it_gets_worse(least, found):
 def _predictions(model, weights, data: Dataset):
     inputs = {n: torch.from_numpy(v) for n, v in data.inputs.items()}
     with torch.no_grad():
-        return torch.func.functional_call(model, weights, (), inputs).logits.double().log_softmax(-1)
+        return torch.func.functional_call(model, dict(weights), (), inputs).logits.double().log_softmax(-1)
 
 
 def test_the_recipe_refuses_a_transform_of_the_other_features():

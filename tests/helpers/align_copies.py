@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from otfuse.align.pair import Pair
-from otfuse.align.scheme import align, measure
+from otfuse.align.scheme import measure, set_aside, walk
 from otfuse.core import recipe as recipes
 from otfuse.core.alignment import Alignment
 from otfuse.core.dataset import Dataset
@@ -17,10 +17,12 @@ from otfuse.core.space import Role
 from otfuse.flow.match import require_match
 from otfuse.flow.proof.act import act, draw
 from otfuse.flow.proof.gate import change
-from otfuse.fusion.apply import fused
+from otfuse.fusion.apply import fused, mixed
 from otfuse.fusion.sides import traced
+from otfuse.io.parents import given
 from otfuse.measure.probe import Side, first_batch
 from otfuse.program.run import Runner
+from otfuse.program.weights import Weights
 
 UNITS = ("stream", "units", "channels")
 BATCH = 16
@@ -58,7 +60,7 @@ class Fused:
 def case(model, inputs, rows=40, seed=5):
     """The model traced on the first rows of data like its inputs; a last batch is not full."""
     data = Dataset(probe(model, inputs, rows, seed))
-    return Case(traced(model, first_batch(model, data, BATCH)), data)
+    return Case(traced(given(model, "model"), first_batch(model, data, BATCH)), data)
 
 
 def fuse(anchor, sources, data, *, mix=None, scheme="otfusion", **options):
@@ -67,9 +69,20 @@ def fuse(anchor, sources, data, *, mix=None, scheme="otfusion", **options):
     pairs = [Pair(anchor, source) for source in sources]
     for pair in pairs:
         require_match(pair.anchor.graph, pair.source.graph, ("anchor", "source"))
-    found = [align(p, recipe, measure(p, recipe, data), recipe.otfusion.regulariser) for p in pairs]
     weights = recipe.weights_for(1 + len(pairs))
-    return Fused(fused(anchor.weights, [p.source.weights for p in pairs], found, weights), found)
+    held = [_held(side) for side in (anchor, *sources)]
+    if scheme == "average":
+        plain = [(name, mixed(name, held[0], held[1:], [()] * len(pairs), weights)) for name in held[0].alike]
+        return Fused({name: torch.cat(list(b)).reshape(held[0].shape(name)).float() for name, b in plain}, [])
+    aside = set_aside(anchor, recipe)
+    value = recipe.otfusion.regulariser
+    walks = [walk(p, recipe, measure(p, recipe, data), value, aside=aside, keep=True) for p in pairs]
+    tensors = fused(held[0], held[1:], walks, weights)
+    return Fused(tensors, [own.alignment() for own in walks])
+
+
+def _held(side):
+    return side.weights if isinstance(side.weights, Weights) else Weights(side.weights)
 
 
 def split(narrow, wide):

@@ -13,10 +13,34 @@ from otfuse.errors import MatchError
 from otfuse.program.weights import BLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from otfuse.align.scheme import Walk
     from otfuse.core.alignment import AxisMap, Carry
     from otfuse.program.weights import Weights
+
+
+def complete(
+    walks: Sequence[Walk], tell: Callable[[int, int], None] = lambda _done, _total: None
+) -> Iterator[tuple[str, list[tuple[Carry, ...]]]]:
+    """Every tensor that is mixed, as soon as all sources know its maps, with the carries of each source."""
+    for index in range(walks[0].steps):
+        found = [own.step(index) for own in walks]
+        yield from ((name, [carries[name] for carries in found]) for name in found[0])
+        tell(index + 1, walks[0].steps)
+    rest = [own.rest() for own in walks]
+    yield from ((name, [carries[name] for carries in rest]) for name in rest[0])
+
+
+def fused(
+    anchor: Weights, sources: Sequence[Weights], walks: Sequence[Walk], weights: Sequence[float]
+) -> dict[str, torch.Tensor]:
+    """All fused tensors at once, by first name, in the types of the anchor; those set aside are the anchor's own."""
+    table = dict[str, torch.Tensor]()
+    for name, carries in complete(walks):
+        whole = torch.cat(list(mixed(name, anchor, sources, carries, weights)))
+        table[name] = whole.reshape(anchor.shape(name)).to(anchor.dtype(name))
+    return {name: table[name] if name in table else anchor[name] for name in anchor.alike}
 
 
 def mixed(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from otfuse.align.pair import Pair
 from otfuse.align.scheme import measure, needs_data, set_aside, walk
 from otfuse.errors import DataError, UsageError
-from otfuse.fusion.apply import mixed
+from otfuse.fusion.apply import complete, fused, mixed
 from otfuse.fusion.choose import best_regulariser
 from otfuse.fusion.differences import differences
 from otfuse.fusion.plain import at_once, plain_pieces
@@ -19,6 +17,8 @@ from otfuse.program.weights import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import torch
 
     from otfuse.align.scheme import Measured, Walk
     from otfuse.core.alignment import Alignment, Carry
@@ -92,7 +92,7 @@ class Job:
         with self.clock.stage("align"):
             regulariser = self._regulariser(pairs, measured)
             walks = self._walks(pairs, measured, regulariser, keep=keep, last=True)
-            for name, carries in self._carries(walks, told=True):
+            for name, carries in complete(walks, lambda done, total: self._progress("align", done, total)):
                 with self.clock.stage("average"):
                     sink(name, self._mixed(name, carries))
             for name in sorted(walks[0].kept):
@@ -131,16 +131,6 @@ class Job:
             for pair, own in zip(pairs, measured, strict=True)
         ]
 
-    def _carries(self, walks: Sequence[Walk], *, told: bool = False) -> Iterator[tuple[str, list[tuple[Carry, ...]]]]:
-        """Every tensor that is mixed, as soon as all sources know its maps."""
-        for index in range(walks[0].steps):
-            complete = [own.step(index) for own in walks]
-            yield from ((name, [carries[name] for carries in complete]) for name in complete[0])
-            if told:
-                self._progress("align", index + 1, walks[0].steps)
-        rest = [own.rest() for own in walks]
-        yield from ((name, [carries[name] for carries in rest]) for name in rest[0])
-
     def _mixed(self, name: str, carries: Sequence[tuple[Carry, ...]]) -> Iterator[torch.Tensor]:
         return mixed(name, self.parents[0].weights, [p.weights for p in self.parents[1:]], carries, self.weights)
 
@@ -156,10 +146,8 @@ class Job:
             )
 
         def fused_with(value: float) -> dict[str, torch.Tensor]:
-            table, own = dict[str, torch.Tensor](), self.parents[0].weights
-            for name, carries in self._carries(self._walks(pairs, measured, value)):
-                table[name] = torch.cat(list(self._mixed(name, carries))).reshape(own.shape(name)).to(own.dtype(name))
-            return {name: table[name] if name in table else own[name] for name in self._sides[0].graph.ties}
+            walks = self._walks(pairs, measured, value)
+            return fused(self.parents[0].weights, [p.weights for p in self.parents[1:]], walks, self.weights)
 
         best, tried = best_regulariser(self._sides, self.weights, self.data, fused_with)
         used = self.recipe.otfusion.model_copy(update={"regulariser": best})

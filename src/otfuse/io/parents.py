@@ -48,21 +48,24 @@ def given(module: nn.Module, name: str) -> Parent:
     return Parent(name, own, Weights({stored_name: tensors[stored_name] for stored_name in stored_tensors(own)[0]}))
 
 
-def opened(stores: Sequence[Stored], *, device: str = "cpu", plain: bool = False) -> list[FileParent]:
-    """Checkpoints as parents, anchor first, computed with in float32 (float64 if any is stored so). Raises CheckpointError.
+def opened(
+    stores: Sequence[Stored], anchor: nn.Module | None = None, *, device: str = "cpu", plain: bool = False
+) -> list[FileParent]:
+    """Checkpoints as parents, computed with in float32 (float64 if any is stored so). Raises CheckpointError.
 
-    A source of the anchor's base class, or with a head where the anchor is that base, is read as the anchor's class.
-    ``plain``: only averaged; where all files hold the same names and shapes, no class is needed for that.
+    The first is the anchor unless a module is. A source of the anchor's base class, or with a head where the anchor is
+    that base, is read as the anchor's class. ``plain``: only averaged; where all files hold the same names and shapes, no
+    class is needed for that.
     """
     if plain and len({frozenset((k, i.shape) for k, i in stored.infos.items()) for stored in stores}) == 1:
         return [_unclassed(stored) for stored in stores]
     dtype = kinds.working(stored.checkpoint for stored in stores)
-    first = _parent(stores[0], skeleton(stores[0].checkpoint, dtype), dtype, device)
-    parents = [first]
-    for stored in stores[1:]:
-        joined = _is_joined(first.module, stored.checkpoint)
-        model = skeleton(stored.checkpoint, dtype, type(first.module) if joined else None)
+    parents: list[FileParent] = []
+    for stored in stores:
+        joined = anchor is not None and _is_joined(anchor, stored.checkpoint)
+        model = skeleton(stored.checkpoint, dtype, type(anchor) if joined else None)
         parents.append(_parent(stored, model, dtype, device, joined=joined))
+        anchor = model if anchor is None else anchor
     return parents
 
 
@@ -166,8 +169,14 @@ class Family:
         find_device(device)
         opened_ones = [_opened(m, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code) for m in models]
         self._stores = [None if c is None else Stored(c) for c in opened_ones]
+        first, stores = models[0], [s for s in self._stores if s is not None]
         files = iter(
-            opened([s for s in self._stores if s is not None], device=device, plain=plain and None not in opened_ones)
+            opened(
+                stores,
+                first if isinstance(first, nn.Module) else None,
+                device=device,
+                plain=plain and len(stores) == len(models),
+            )
         )
         self.models = models
         self.parents: list[Parent] = [
