@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -149,19 +150,14 @@ def fuse_checkpoints(
             return _planned(job)
         first = family.file_anchor
         writer.check_target(out, need=needed_bytes(first, kind))
-        began, done = time.perf_counter(), list[Report]()
-
-        def reported() -> Report:
-            if not done:
-                done.append(_report(job, family, alignments, gate))
-            return done[0]
-
-        texts = {"README.md": lambda: _card(reported()), "fusion.json": lambda: _figures(reported(), began)}
-        with fused_files(out, first, dtype=kind, shard_size=shard_size, texts=texts) as sink:
+        with ExitStack() as stack:
+            sink = stack.enter_context(fused_files(out, first, dtype=kind, shard_size=shard_size))
             alignments, gate = job.run(sink, verify=verify)
-            began = time.perf_counter()
-    written = Stage("write", time.perf_counter() - began, peak_mib())
-    return Result(replace(reported(), stages=(*clock.stages, written)), None, out)
+            with clock.stage("write"):
+                began, report = time.perf_counter(), _report(job, family, alignments, gate)
+                sink.texts = {"README.md": lambda: _card(report), "fusion.json": lambda: _figures(report, began)}
+                stack.close()
+    return Result(replace(report, stages=tuple(clock.stages)), None, out)
 
 
 def _report(job: Job, family: Family, alignments: Sequence[Alignment], gate: dict[str, float] | None) -> Report:

@@ -13,6 +13,7 @@ from torch import nn
 from otfuse.errors import OutputError, UsageError
 from otfuse.io.checkpoint import load_model, load_tensors, open_checkpoint
 from otfuse.io.kinds import settled
+from otfuse.io.stored import Stored
 from otfuse.io.writer import check_shard_size, holds, write_checkpoint
 
 
@@ -151,14 +152,20 @@ def test_format_metadata_and_companions(tmp_path, bert_folder):
 
 
 def test_hash_tells_weights_and_config_apart(build, tmp_path, bert_folder):
-    first = open_checkpoint(bert_folder).hash
-    assert first == open_checkpoint(bert_folder).hash
+    def hashed(folder):
+        return Stored(open_checkpoint(folder)).hash()
+
+    first = hashed(bert_folder)
+    assert first == hashed(bert_folder)
     assert len(first) == 64
     build("bert", seed=1).save_pretrained(tmp_path / "other")
-    assert open_checkpoint(tmp_path / "other").hash != first
+    assert hashed(tmp_path / "other") != first
+    build("bert").save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    (tmp_path / "shards" / "config.json").write_bytes((bert_folder / "config.json").read_bytes())
+    assert hashed(tmp_path / "shards") == first
     config = bert_folder / "config.json"
     config.write_text(config.read_text() + " ")
-    assert open_checkpoint(bert_folder).hash != first
+    assert hashed(bert_folder) != first
 
 
 class Plain(nn.Module):

@@ -16,7 +16,7 @@ from otfuse.io.staging import staged
 from otfuse.io.writer import one_sentence, shard_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from otfuse.io.checkpoint import Checkpoint
@@ -28,11 +28,13 @@ class FusedFiles:
     """Takes fused tensors by the names that the anchor's model has, and puts them where its files have them.
 
     What is not given (counters, tables that nobody trained, tensors that its class does not use) is the anchor's own.
+    ``texts`` are further files by name, each with what gives its text once all before it is written.
     """
 
     def __init__(self, anchor: FileParent, shards: Shards) -> None:
         self._anchor, self._shards = anchor, shards
         self._left = set(anchor.stored.infos)
+        self.texts: dict[str, Callable[[], str]] = {}
         self._halves: dict[int, dict[str, torch.Tensor]] = {}
 
     def __call__(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
@@ -76,9 +78,8 @@ def fused_files(
     *,
     dtype: torch.dtype | None,
     shard_size: str | None,
-    texts: Mapping[str, Callable[[], str]],
 ) -> Iterator[FusedFiles]:
-    """The place to put fused tensors; on leaving, all else of the anchor's folder joins them, and ``texts`` come last.
+    """The place to put fused tensors; on leaving, all else of the anchor's folder joins them, and its ``texts`` come last.
 
     Until then everything lies in a hidden folder beside ``out``, which vanishes on any exception. Raises OutputError.
     """
@@ -94,7 +95,7 @@ def fused_files(
             shards.abandon()
         write_config(folder, checkpoint, dtype)
         copy_companions(checkpoint.folder, folder)
-        for name, text in texts.items():
+        for name, text in files.texts.items():
             (folder / name).write_text(text(), encoding="utf-8")
 
 
@@ -104,6 +105,7 @@ def needed_bytes(anchor: FileParent, dtype: torch.dtype | None) -> int:
 
 
 def _entries(anchor: FileParent, dtype: torch.dtype | None) -> dict[str, tuple[str, Entry]]:
+    """Every stored tensor by the key under which it is written, with its file and type."""
     return {
         anchor.keys.bare.get(key, key): (
             _file(info.file),

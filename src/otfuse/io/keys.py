@@ -53,7 +53,7 @@ def resolve(model: nn.Module, keys: Iterable[str]) -> Keys:
     """
     state, found, used = model.state_dict(), Keys(), list[Any]()
     rename = _renamer(model, state, used)
-    for key in sorted(keys, key=_natural):
+    for key in sorted(keys, key=natural):
         name, pattern, converter = rename(key)
         if name not in state and (bare := unwrapped(key, lambda k: rename(k)[0] in state)) is not None:
             found.bare[key] = bare
@@ -133,7 +133,7 @@ def _renamer(model: Any, state: Mapping[str, Any], used: list[Any]) -> Callable[
     return rename
 
 
-def _natural(key: str) -> Any:
+def natural(key: str) -> Any:
     """Numbers by their value, so that expert 10 comes after expert 9."""
     from transformers.core_model_loading import dot_natural_key
 

@@ -63,7 +63,7 @@ def opened(
     parents: list[FileParent] = []
     for stored in stores:
         joined = anchor is not None and _is_joined(anchor, stored.checkpoint)
-        model = skeleton(stored.checkpoint, dtype, type(anchor) if joined else None)
+        model = skeleton(stored.checkpoint, dtype, like=anchor if joined else None)
         parents.append(_parent(stored, model, dtype, device, joined=joined))
         anchor = model if anchor is None else anchor
     return parents

@@ -17,6 +17,7 @@ import torch
 from otfuse.errors import OutputError
 from otfuse.io.checkpoint import finite
 from otfuse.io.headers import DTYPES
+from otfuse.io.keys import natural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -62,9 +63,10 @@ class Shards:
         assert self._written == set(self._at), sorted(set(self._at) - self._written)[:3]
         self.abandon()
         if self._index:
-            total = sum(prod(shape) * dtype.itemsize for _, _, (dtype, shape) in self._at.values())
+            counts = [(prod(shape), dtype.itemsize) for _, _, (dtype, shape) in self._at.values()]
+            total = {"total_parameters": sum(n for n, _ in counts), "total_size": sum(n * size for n, size in counts)}
             where = {key: file for file, entries in self._layout.items() for key in entries}
-            text = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2)
+            text = json.dumps({"metadata": total, "weight_map": where}, indent=2)
             (self._folder / _INDEX).write_text(text + "\n", encoding="utf-8")
 
     def abandon(self) -> None:
@@ -124,7 +126,7 @@ def _cut(entries: Mapping[str, Entry], size: int) -> dict[str, str]:
     from huggingface_hub.serialization._base import split_state_dict_into_shards_factory
 
     split = split_state_dict_into_shards_factory(
-        dict(entries),
+        {key: entries[key] for key in sorted(entries, key=natural)},  # the order in which transformers saves
         get_storage_size=lambda entry: prod(entry[1]) * entry[0].itemsize,
         filename_pattern="model{suffix}.safetensors",
         get_storage_id=lambda _entry: None,

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from otfuse.io.stored import Stored
 
 
-def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, kind: type[nn.Module] | None = None) -> nn.Module:
-    """The model in evaluation mode and in ``dtype``, its stored tensors uninitialised, of class ``kind`` if given.
+def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, *, like: nn.Module | None = None) -> nn.Module:
+    """The model in evaluation mode and in ``dtype``, its stored tensors uninitialised, of the class of ``like`` if given.
 
     Raises CheckpointError if transformers cannot make it.
     """
     from transformers import AutoConfig
     from transformers.initialization import no_init_weights
 
-    wanted: Any = kind or model_class(checkpoint)
+    wanted: Any = model_class(checkpoint) if like is None else type(like)
     code = {"trust_remote_code": True} if checkpoint.trust_remote_code else {}
     try:
         with quiet(), no_init_weights():

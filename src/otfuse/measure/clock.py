@@ -17,17 +17,29 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Notes every stage as it ends."""
+    """Notes every stage in the order in which they begin; one that comes again goes on, and one inside another is not part of it."""
 
     def __init__(self) -> None:
-        self.stages: list[Stage] = []
+        self._seconds: dict[str, float] = {}
+        self._peaks: dict[str, float] = {}
+        self._inside = [0.0]  # seconds of the stages inside each one that is open
+
+    @property
+    def stages(self) -> list[Stage]:
+        """What has ended so far."""
+        return [Stage(name, self._seconds[name], peak) for name, peak in self._peaks.items() if peak]
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a block."""
         begun = time.perf_counter()
+        self._peaks.setdefault(name, 0.0)
+        self._inside.append(0.0)
         yield
-        self.stages.append(Stage(name, time.perf_counter() - begun, peak_mib()))
+        took = time.perf_counter() - begun
+        self._seconds[name] = self._seconds.get(name, 0.0) + took - self._inside.pop()
+        self._inside[-1] += took
+        self._peaks[name] = peak_mib()
 
 
 class Announcing(Clock):
@@ -39,8 +51,9 @@ class Announcing(Clock):
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a block, and tell of it."""
-        self._progress(name, 0, 1)
+        """Time a block, and tell of it when it begins for the first time."""
+        if name not in self._peaks:
+            self._progress(name, 0, 1)
         with super().stage(name):
             yield
         self._progress(name, 1, 1)
