@@ -7,18 +7,17 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from otfuse.core.graph import FlowGraph, NodeKind
-from otfuse.core.space import Group
 from otfuse.errors import RuleError
 from otfuse.flow.freeze import flow_nodes
 from otfuse.flow.interpret import interpret
 from otfuse.flow.reach import Reach
 from otfuse.flow.registry import entry_of, operator_name
-from otfuse.flow.spaces import Draft, SpaceBuilder
+from otfuse.flow.spaces import Draft, Holds, SpaceBuilder
 from otfuse.program.inputs import examples
 from otfuse.program.whereabouts import where
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from otfuse.core.graph import FlowNode
     from otfuse.core.space import Space
@@ -28,24 +27,26 @@ if TYPE_CHECKING:
 _TOO_MUCH = 0.1  # a space pinned out of ignorance may not hold more of the parameters than this
 
 
-def derive(program: Program, *, holds: Callable[[Space], bool | None] = lambda _: None) -> FlowGraph:
+def derive(program: Program, *, holds: Holds = lambda trials: [None] * len(trials)) -> FlowGraph:
     """The flow graph of a program.
 
-    ``holds`` tries a space that is pinned only because a rule is missing or says nothing about order, or that looks like
-    rotary pairs: it returns whether moving its units leaves the program's outputs unchanged (float64), None if it cannot
-    tell. Then the former stay pinned; the latter are turned only if one operator for all of attention says so.
+    ``holds`` tries spaces that are pinned only because a rule is missing or says nothing about order, each alone, and
+    those that look like rotary pairs, all that one table of angles turns together: it returns for each trial whether
+    moving any of its spaces leaves the program's outputs unchanged (float64), None if it cannot tell. Then the former
+    stay pinned; the latter are turned only if one operator for all of attention says so.
     Raises RuleError if an operator without a rule pins a space with more than a tenth of the parameters.
     """
     facts, reach = interpret(program), Reach(program)
-    drafts = [_promoted(draft, holds) if draft.soft else draft for draft in SpaceBuilder(facts, reach, holds).build()]
+    drafts = SpaceBuilder(facts, reach, holds).build()
     _refuse_ignorance(program, facts, drafts)
     by_leaf: dict[int, list[Space]] = {}
     for draft in drafts:
         by_leaf.setdefault(draft.leaf, []).append(draft.space)
     nodes = flow_nodes(program, facts, by_leaf, reach)
     uses = _uses(nodes)
+    streams = {space for node in nodes if node.kind is NodeKind.JUNCTION for space in node.written_spaces}
     return FlowGraph(
-        spaces=tuple(_as_stream(_as_used(draft.space, uses), nodes) for draft in drafts),
+        spaces=tuple(_as_stream(_as_used(draft.space, uses), streams) for draft in drafts),
         nodes=nodes,
         shapes=program.shapes,
         ties=program.ties,
@@ -81,18 +82,13 @@ def _as_used(space: Space, uses: dict[str, str]) -> Space:
     return replace(space, kind=kind, name=space.name.removesuffix(space.kind) + kind)
 
 
-def _as_stream(space: Space, nodes: tuple[FlowNode, ...]) -> Space:
+def _as_stream(space: Space, streams: set[str]) -> Space:
     """A space that a junction writes is a stream, named after the module that holds all of its members."""
-    if not any(node.kind is NodeKind.JUNCTION and space.id in node.written_spaces for node in nodes):
+    if space.id not in streams:
         return space
     paths = [m.tensor.split(".") for m in space.members]
     common = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
     return replace(space, kind="stream", name=" ".join([".".join(common), "stream"]).strip())
-
-
-def _promoted(draft: Draft, holds: Callable[[Space], bool | None]) -> Draft:
-    free = replace(draft.space, group=Group.PERMUTATION, pinned=None)
-    return Draft(draft.leaf, free, soft=False) if holds(free) else draft
 
 
 def _refuse_ignorance(program: Program, facts: Facts, drafts: list[Draft]) -> None:

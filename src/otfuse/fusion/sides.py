@@ -65,7 +65,7 @@ def check(models: Sequence[nn.Module], found: Sequence[Side], seed: int) -> Veri
         seen.append(side.program)
         few = min(_GATE_EXAMPLES, examples(side.program.inputs))
         program = replace(side.program, inputs=resized(side.program.inputs, few))
-        verification = verify_weights(model, program, side.graph, seed=seed)
+        verification = verify_weights(model, program, side.graph, side.weights, seed=seed)
         verification.require(GATE_TOLERANCE)
         first = first or verification
     assert first is not None  # there is always an anchor
