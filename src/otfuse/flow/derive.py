@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from otfuse.core.graph import FlowGraph
-from otfuse.core.space import Group
+from otfuse.core.graph import FlowGraph, NodeKind
 from otfuse.flow.follow.reach import Reach
 from otfuse.flow.layers.freeze import flow_nodes
 from otfuse.flow.rules.interpret import interpret
-from otfuse.flow.spaces.build import Draft, SpaceBuilder
+from otfuse.flow.spaces.build import Holds, SpaceBuilder
 from otfuse.flow.spaces.ignorance import refuse_ignorance
 from otfuse.flow.spaces.uses import as_stream, as_used, uses_of
 from otfuse.program.inputs import examples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from otfuse.core.space import Space
     from otfuse.flow.rules.facts import Facts
     from otfuse.program.export import Program
 
 
-def derive(program: Program, *, holds: Callable[[Space], bool | None] = lambda _: None) -> FlowGraph:
+def derive(program: Program, *, holds: Holds = lambda trials: [None] * len(trials)) -> FlowGraph:
     """The flow graph of a program.
 
-    ``holds`` tries a space that is pinned only because a rule is missing or says nothing about order, or that looks like
-    rotary pairs: it returns whether moving its units leaves the program's outputs unchanged (float64), None if it cannot
-    tell. Then the former stay pinned; the latter are turned only if one operator for all of attention says so.
+    ``holds`` tries spaces that are pinned only because a rule is missing or says nothing about order, each alone, and
+    those that look like rotary pairs, all that one table of angles turns together: it returns for each trial whether
+    moving any of its spaces leaves the program's outputs unchanged (float64), None if it cannot tell. Then the former
+    stay pinned; the latter are turned only if one operator for all of attention says so.
     Raises RuleError if an operator without a rule pins a space with more than a tenth of the parameters.
     """
     facts = interpret(program)  # what every operator says about the units of its tensors
     reach = Reach(program)  # which places of which value a prediction reads
 
     # sets of interchangeable units, and all places where they are stored
-    drafts = [_promoted(draft, holds) if draft.soft else draft for draft in SpaceBuilder(facts, reach, holds).build()]
+    drafts = SpaceBuilder(facts, reach, holds).build()
     refuse_ignorance(program, facts, drafts)
 
     # the steps a person would name, and which spaces they read and write
@@ -45,8 +44,9 @@ def derive(program: Program, *, holds: Callable[[Space], bool | None] = lambda _
     nodes = flow_nodes(program, facts, by_leaf, reach)
 
     uses = uses_of(nodes)
+    streams = {space for node in nodes if node.kind is NodeKind.JUNCTION for space in node.written_spaces}
     return FlowGraph(
-        spaces=tuple(as_stream(as_used(draft.space, uses), nodes) for draft in drafts),
+        spaces=tuple(as_stream(as_used(draft.space, uses), streams) for draft in drafts),
         nodes=nodes,
         shapes=program.shapes,
         ties=program.ties,
@@ -59,8 +59,3 @@ def _notes(program: Program, facts: Facts) -> Iterator[str]:
     yield from (f"no rule for {name} ({count} x)" for name, count in facts.unknown_names().items())
     if examples(program.inputs) == 1:
         yield "traced on one example, because several are not taken: what mixes examples with units would not be seen"
-
-
-def _promoted(draft: Draft, holds: Callable[[Space], bool | None]) -> Draft:
-    free = replace(draft.space, group=Group.PERMUTATION, pinned=None)
-    return Draft(draft.leaf, free, soft=False) if holds(free) else draft

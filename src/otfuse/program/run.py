@@ -14,7 +14,7 @@ from otfuse.program.inputs import split_inputs
 from otfuse.program.memory import written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from otfuse.program.export import Program
     from otfuse.program.inputs import Inputs
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class Runner:
     """Interprets the live part of a program, forgetting every value after its last use.
 
+    Weights are taken from the mapping given when a step first needs them: it may read each from disk at every access.
     With ``double`` every cast to float32 inside the program becomes one to float64 (graph.md section 6, item 3).
     """
 
@@ -34,6 +35,11 @@ class Runner:
             for node in program.graph.nodes
             if node.op == "call_function" and node in live and "_assert" not in str(node.target)
         ]
+        self._stored = {
+            node: program.parameters[node.name]
+            for node in program.graph.nodes
+            if node.op == "placeholder" and node.name in program.parameters
+        }
         self._attributes = [node for node in program.graph.nodes if node.op == "get_attr"]
         self._written = {value for node in self._steps for value in written(node) if value.op == "placeholder"}
         self._dies: dict[fx.Node, list[fx.Node]] = {}
@@ -46,8 +52,9 @@ class Runner:
     def __call__(self, weights: Mapping[str, torch.Tensor], inputs: Inputs | None = None) -> tuple[torch.Tensor, ...]:
         """The program's outputs for these weights (by first stored name) and inputs (the example's when None)."""
         env = self._start(weights, inputs)
-        for _ in self._walk(env, {}):
+        for _ in self._walk(env, weights, {}):
             pass
+        self._load(self._program.outputs, env, weights)
         return tuple(env[node] for node in self._program.outputs)
 
     def watch(
@@ -58,22 +65,41 @@ class Runner:
         ``wanted`` names them; with each, the places along dimension 1 that anything depends on (None: all). A linear
         layer leaves zeros at the others.
         """
-        return self._walk(self._start(weights, inputs), wanted)
+        return self._walk(self._start(weights, inputs), weights, wanted)
 
     def _start(self, weights: Mapping[str, torch.Tensor], inputs: Inputs | None) -> dict[fx.Node, Any]:
+        """Every value that is there before the first step."""
+        env = self._first(weights)
+        device = next((weight.device for weight in env.values()), torch.device("cpu"))
+        return env | self._given(inputs, device)
+
+    def _first(self, weights: Mapping[str, torch.Tensor]) -> dict[fx.Node, Any]:
+        """The weight that is needed first: it tells the device."""
+        env: dict[fx.Node, Any] = {}
+        reads = (node for step in self._steps for node in step.all_input_nodes if node in self._stored)
+        self._load([node for node in [next(reads, None)] if node is not None], env, weights)
+        return env
+
+    def _given(self, inputs: Inputs | None, device: torch.device) -> dict[fx.Node, Any]:
+        """Inputs (the example's when None), constants and attributes."""
         program = self._program
         leaves = tree_leaves(split_inputs(program.inputs if inputs is None else inputs))
         values: dict[str, Any] = dict(zip(program.users, leaves, strict=True)) | program.constants
-        device = next((w.device for w in weights.values()), torch.device("cpu"))
-        for name, stored in program.parameters.items():
-            values[name] = weights[stored]
-        placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-        env = {placeholders[name]: self._ready(value, device) for name, value in values.items()}
-        for node in self._written:  # into a copy: what was given stays as it is
-            env[node] = env[node].clone()
-        for node in self._attributes:
-            env[node] = operator.attrgetter(str(node.target))(program.module)
-        return env
+        env: dict[fx.Node, Any] = {}
+        for node in program.graph.nodes:
+            if node.op == "placeholder" and node.name in values:
+                env[node] = self._own(node, self._ready(values[node.name], device))
+        return env | {node: operator.attrgetter(str(node.target))(program.module) for node in self._attributes}
+
+    def _load(self, nodes: Iterable[fx.Node], env: dict[fx.Node, Any], weights: Mapping[str, torch.Tensor]) -> None:
+        for node in nodes:
+            if node in self._stored and node not in env:
+                held = weights[self._stored[node]]
+                env[node] = self._own(node, self._ready(held, held.device))
+
+    def _own(self, node: fx.Node, value: Any) -> Any:
+        """What is written into is a copy: what was given stays as it is."""
+        return value.clone() if node in self._written else value
 
     def _ready(self, value: Any, device: torch.device) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -84,7 +110,7 @@ class Runner:
         return value.double() if self._double and value.is_floating_point() else value
 
     @torch.no_grad()
-    def _step(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    def _step(self, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
         if not self._double:
             return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -100,9 +126,10 @@ class Runner:
         return made.new_zeros(*value.shape[:-1], made.shape[-1]).index_copy_(1, places, made)
 
     def _walk(
-        self, env: dict[fx.Node, Any], wanted: Mapping[str, torch.Tensor | None]
+        self, env: dict[fx.Node, Any], weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor | None]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         for node in self._steps:
+            self._load(node.all_input_nodes, env, weights)
             places = wanted.get(node.name)
             if places is None or node.target is not torch.ops.aten.linear.default:
                 env[node] = self._step(node, env)

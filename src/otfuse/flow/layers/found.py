@@ -93,6 +93,8 @@ def contracted(role: str, found: Row, dim: int) -> Reading:
     """What arrives along a dimension that is summed over; other dimensions with units are alternatives."""
     moved = np.moveaxis(found.units, found.dims.index(dim), 0)
     table = moved.reshape(moved.shape[0], -1)
+    if table.shape[1] == 1:
+        return Reading(role, found.node, table.astype(np.int64))
     first = np.unique(table, axis=1, return_index=True)[1]  # the same alternative at another place is no other one
     return Reading(role, found.node, table[:, np.sort(first)].astype(np.int64))
 

@@ -32,10 +32,15 @@ class Element:
     angles: NDArray[np.float64] | None = None
 
 
-def chance(seed: int, *path: str) -> np.random.Generator:
-    """The generator of one named use of chance, the same in every process."""
+def number(seed: int, *path: str) -> int:
+    """64 bits for one named use of chance, the same in every process."""
     digest = hashlib.blake2b("/".join(path).encode(), key=seed.to_bytes(8, "big"), digest_size=8).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big"))
+    return int.from_bytes(digest, "big")
+
+
+def chance(seed: int, *path: str) -> np.random.Generator:
+    """The generator of one named use of chance."""
+    return np.random.default_rng(number(seed, *path))
 
 
 def draw(space: Space, seed: int) -> Element:
@@ -70,35 +75,51 @@ def exchange(space: Space) -> Element:
     return Element(pairs, order=np.tile([1, 0], (pairs.copies, 1)))
 
 
+class Moves:
+    """Elements of the groups of several spaces, as they act one after another on one stored tensor at a time."""
+
+    def __init__(self, elements: Iterable[Element]) -> None:
+        self._by_tensor: dict[str, list[tuple[Member, Element]]] = {}
+        for element in elements:
+            for member in element.space.members:
+                self._by_tensor.setdefault(member.tensor, []).append((member, element))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The tensors that are moved."""
+        return frozenset(self._by_tensor)
+
+    def __call__(self, name: str, tensor: torch.Tensor, *, skip: Member | None = None) -> torch.Tensor:
+        """The tensor of that name, moved at every member but ``skip``; the one given stays as it is."""
+        waiting: dict[int, NDArray[np.int64]] = {}  # permutations of one axis are gathered
+        for member, element in self._by_tensor.get(name, ()):
+            if member is skip:
+                continue
+            if element.order is not None and member.batch_axis is None:
+                before = waiting.get(member.axis, np.arange(tensor.shape[member.axis]))
+                waiting[member.axis] = before[_indices(len(before), member.positions, element.order)]
+                continue
+            tensor = _gathered(tensor, waiting)  # before what cannot be gathered, in the same order everywhere
+            if element.angles is not None:
+                tensor = _turn(tensor, member, element.angles)
+            elif element.order is not None:
+                tensor = _permute_slices(tensor, member, element.order)
+        return _gathered(tensor, waiting)
+
+
 def act(
     elements: Iterable[Element], weights: Mapping[str, torch.Tensor], *, skip: Member | None = None
 ) -> dict[str, torch.Tensor]:
     """All of ``weights``, with every element applied to every member of its space, except the member ``skip``."""
-    moved = dict(weights)
-    waiting: dict[tuple[str, int], NDArray[np.int64]] = {}
-    for element in elements:
-        for member in element.space.members:
-            if member is skip:
-                continue
-            if element.order is not None and member.batch_axis is None:  # permutations of one axis are gathered
-                key = member.tensor, member.axis
-                before = waiting.get(key, np.arange(weights[member.tensor].shape[member.axis]))
-                waiting[key] = before[_indices(len(before), member.positions, element.order)]
-                continue
-            _flush(moved, waiting, member.tensor)  # elements act one after another, in the same order everywhere
-            if element.angles is not None:
-                moved[member.tensor] = _turn(moved[member.tensor], member, element.angles)
-            elif element.order is not None:
-                moved[member.tensor] = _permute_slices(moved[member.tensor], member, element.order)
-    for tensor in {tensor for tensor, _ in waiting}:
-        _flush(moved, waiting, tensor)
-    return moved
+    moved = Moves(elements)
+    return {name: moved(name, tensor, skip=skip) for name, tensor in weights.items()}
 
 
-def _flush(moved: dict[str, torch.Tensor], waiting: dict[tuple[str, int], NDArray[np.int64]], tensor: str) -> None:
-    for key in [key for key in waiting if key[0] == tensor]:
-        index = torch.from_numpy(waiting.pop(key)).to(moved[tensor].device)
-        moved[tensor] = moved[tensor].index_select(key[1], index)
+def _gathered(tensor: torch.Tensor, waiting: dict[int, NDArray[np.int64]]) -> torch.Tensor:
+    while waiting:
+        axis, index = waiting.popitem()
+        tensor = tensor.index_select(axis, torch.from_numpy(index).to(tensor.device))
+    return tensor
 
 
 def _indices(length: int, positions: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from math import isfinite, prod
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,16 +16,18 @@ from torch.utils._pytree import tree_map
 
 from otfuse.core.space import Group, Role
 from otfuse.errors import GateError
-from otfuse.flow.proof.act import act, chance, draw, exchange, generators
+from otfuse.flow.proof.act import Moves, chance, draw, exchange, generators
+from otfuse.flow.proof.drawn import Drawn
 from otfuse.flow.proof.other_inputs import other_inputs
 from otfuse.program.export import quiet
 from otfuse.program.inputs import examples, forward_keywords, resized, split_inputs, telling_number
+from otfuse.program.lockstep import Lockstep, Variant
 from otfuse.program.outputs import main_outputs
 from otfuse.program.run import Runner, default_dtype, raised
 from otfuse.program.state import evaluating
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
 
@@ -37,8 +39,7 @@ if TYPE_CHECKING:
 
 _CONTROLS = 12  # members left out one at a time, until one shows
 _SHOWN = 1e-2
-_SAME = 1e-9  # graph.md section 1
-_LARGE = 1 << 28  # parameters; 2 GiB in float64
+_SAME = 1e-9  # docs/method.md
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,18 +82,12 @@ def verify_graph(
     Where the module takes another number of examples than it was traced on, or longer or shorter ones, the error counts
     there too: in the one number, what mixes examples with units may look like a factor of the units.
     """
-    weights = randomised(model, program, weights, seed)
-    found = _verify(_Module(model, program, double=True), graph, weights, seed)
-    moved = act(_drawn(graph, seed), weights)
+    run, others = _Module(model, program, double=True), list[_Module]()
     for dim in (0, 1):
-        number = telling_number([examples(program.inputs, dim), *chain(*program.shapes.values())])
-        run = _Module(model, replace(program, inputs=resized(program.inputs, number, dim)), double=True)
-        try:
-            error = change(run.itself(moved), run.itself(weights))
-        except Exception:  # noqa: BLE001, S112  # whatever a module says to inputs that it does not take
-            continue
-        found = replace(found, error=max(found.error, error)) if isfinite(error) else found
-    return found
+        known = telling_number([examples(program.inputs, dim), *chain(*program.shapes.values())])
+        resize = replace(program, inputs=resized(program.inputs, known, dim))
+        others.append(_Module(model, resize, double=True))
+    return _verify(run, graph, drawn(model, program, weights, seed), seed, others)
 
 
 def verify_weights(
@@ -103,17 +98,16 @@ def verify_weights(
     *,
     seed: int = 0,
 ) -> Verification:
-    """The gate on the real weights as they are."""
-    weights = real(model, program, weights)
-    return _verify(_Module(model, program, double=False), graph, weights, seed)
+    """The gate on real weights: those given by first name, each read when it is needed, or else the model's own."""
+    return _verify(_Module(model, program, double=False), graph, real(model, program, weights), seed)
 
 
 class SpaceTrial:
-    """Tries one space on the program in float64: generators of its group, accepted below 1e-9.
+    """Tries spaces on the program in float64: generators of their groups, accepted below 1e-9.
 
-    It is tried on the example inputs and on others of their shapes, lest an example hides what a mask or a threshold
-    lets through. Places where an answer is not a number (a row that a mask leaves nothing of) are not compared. Nothing
-    is drawn until a space has to be tried.
+    They are tried on the example inputs and on others of their shapes, lest an example hides what a mask or a threshold
+    lets through. Places where an answer is not a number (a row that a mask leaves nothing of) are not compared. Pairs
+    that may be exchanged as well as turned prove nothing: nothing was turned.
     """
 
     def __init__(
@@ -121,94 +115,89 @@ class SpaceTrial:
     ) -> None:
         self._model, self._program, self._weights, self._seed = model, program, weights, seed
 
-    @functools.cached_property
-    def _bench(self) -> _Bench:
-        return _Bench(self._model, self._program, self._weights, self._seed)
+    def __call__(self, trials: Sequence[Sequence[Space]]) -> list[bool | None]:
+        """Of each trial, spaces that are what they seem all or none, whether moving any leaves the outputs unchanged.
 
-    def __call__(self, space: Space) -> bool | None:
-        """Whether moving the space leaves the outputs unchanged.
-
-        None where there are no numbers (the meta device), where the program cannot run in float64, and for the pairs of a
-        large model, whose copy in float64 would not fit beside it: there the gate of `fuse` tells.
+        None where there are no numbers (the meta device), and where the program cannot run in float64.
         """
-        parameters = list(self._model.parameters())
-        large = sum(p.numel() for p in parameters) > _LARGE and space.group is Group.ROTARY
-        if large or any(p.is_meta for p in parameters):
-            return None
+        if any(p.is_meta for p in self._model.parameters()):
+            return [None] * len(trials)
+        variants = [v for i, spaces in enumerate(trials) for space in spaces for v in self._variants(i, space)]
         try:
-            bench = self._bench
+            failed = self._failed(variants)
         except (RuntimeError, NotImplementedError):
-            return None
-        moves = [draw(space, self._seed)] if space.group is Group.ROTARY else generators(space, self._seed)
-        held = bool(bench.known) and all(gap < _SAME for element in moves for gap in bench.changes(element))
-        if (
-            held and space.group is Group.ROTARY
-        ):  # where pairs may be exchanged too, nothing was turned: nothing is proved
-            return any(gap > _SAME for gap in bench.changes(exchange(space)))
-        return held
+            return [None if spaces else True for spaces in trials]
+        return [i not in failed for i in range(len(trials))]
+
+    def _variants(self, trial: int, space: Space) -> list[Variant]:
+        def moved(element: Element, witness: Variant | None = None) -> Variant:
+            moves = Moves([element])
+            return Variant(moves.names, moves, trial, witness)
+
+        if space.group is Group.ROTARY:
+            return [moved(draw(space, self._seed), moved(exchange(space)))]
+        return [moved(element) for element in generators(space, self._seed)]
+
+    def _failed(self, variants: list[Variant]) -> set[int]:
+        """The trials of which a variant changes something, or shows nothing."""
+        cpu = all(p.device.type == "cpu" for p in self._model.parameters())
+        others = list(other_inputs(self._program.inputs, self._seed, new_numbers=cpu))
+        inputs, failed = [self._program.inputs, *(whole for whole, _ in others)], set[int]()
+        begun, known, later = self._follow(inputs, variants)
+        parts = [part for i, (_, alone) in enumerate(others, 1) if i not in known and len(alone) > 1 for part in alone]
+        if parts:
+            inputs = [inputs[0], *(inputs[i] for i in sorted(known - {0})), *parts]
+            begun, known, later = self._follow(inputs, [v.anew() for v in variants])
+        while begun:
+            failed |= {v.trial for v in begun if not _held(v, known)}
+            begun, known, later = self._follow(inputs, [v for v in later if v.trial not in failed])
+        return failed
+
+    def _follow(self, inputs: list[Inputs], variants: list[Variant]) -> tuple[list[Variant], set[int], list[Variant]]:
+        """The variants that were tried, the inputs on which they were, and the variants that wait for others."""
+        if not variants:
+            return [], set(), []
+        lockstep = Lockstep(self._program, double=True)
+        weights = drawn(self._model, self._program, self._weights, self._seed)
+        refused, later = lockstep.follow(weights, inputs, variants)
+        return [v for v in variants if v not in later], set(range(len(inputs))) - refused, later
 
 
-class _Bench:
-    """The program in float64 with weights drawn anew, and ``known``: inputs, with answers that are numbers somewhere."""
+def _held(one: Variant, known: set[int]) -> bool:
+    shown = one.witness is None or any(one.told.get(i, 0.0) > _SAME for i in known)
+    return bool(known) and shown and all(one.gaps.get(i, inf) < _SAME for i in known)
 
-    def __init__(self, model: nn.Module, program: Program, held: Mapping[str, torch.Tensor] | None, seed: int) -> None:
-        self._runner, self._weights = Runner(program, double=True), randomised(model, program, held, seed)
-        self.known: list[tuple[Inputs, tuple[torch.Tensor, ...]]] = []
-        self._keep(program.inputs)
-        cpu = all(weight.device.type == "cpu" for weight in self._weights.values())
-        for whole, parts in other_inputs(program.inputs, seed, new_numbers=cpu):
-            if not self._works(whole):
-                for part in parts:
-                    self._works(part)
 
-    def changes(self, element: Element) -> Iterator[float]:
-        """The relative change of the answers that are numbers, one input after another."""
-        moved = act([element], self._weights)
-        for inputs, before in self.known:
-            fine, after = [output.isfinite() for output in before], self._runner(moved, inputs)
-            yield change(*(tuple(o[f] for o, f in zip(x, fine, strict=True)) for x in (after, before)))
+class _Firsts(Mapping[str, torch.Tensor]):
+    """The stored tensors by first name alone: those given (each read when it is asked for), else the model's own."""
 
-    def _keep(self, inputs: Inputs) -> bool:
-        outputs = self._runner(self._weights, inputs)
-        seen = all(bool(output.isfinite().any()) for output in outputs)
-        self.known += [(inputs, outputs)] if seen else []
-        return seen
+    def __init__(self, held: Mapping[str, torch.Tensor], program: Program) -> None:
+        self._held, self._names = held, [name for name, first in program.ties.items() if name == first]
 
-    def _works(self, inputs: Inputs) -> bool:
-        try:
-            return self._keep(inputs)
-        except (RuntimeError, IndexError, ValueError, NotImplementedError):
-            return False
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._held[name].detach()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def real(
     model: nn.Module, program: Program, weights: Mapping[str, torch.Tensor] | None = None
-) -> dict[str, torch.Tensor]:
+) -> Mapping[str, torch.Tensor]:
     """The stored tensors by first name: those given, else the model's own."""
-    held = dict(model.named_parameters()) | dict(model.named_buffers()) if weights is None else weights
-    return {name: held[name].detach() for name, first in program.ties.items() if name == first}
+    return _Firsts(
+        dict(model.named_parameters()) | dict(model.named_buffers()) if weights is None else weights, program
+    )
 
 
-def randomised(
-    model: nn.Module, program: Program, held: Mapping[str, torch.Tensor] | None, seed: int
-) -> dict[str, torch.Tensor]:
-    """Stored tensors in float64 with every value drawn anew: defaults such as ones and zeros hide mistakes.
-
-    Gains keep their mean near one; buffers that are positive (running variances) are drawn positive.
-    """
-    parameters, drawn = {name for name, _ in model.named_parameters()}, dict[str, torch.Tensor]()
-    for name, tensor in real(model, program, held).items():
-        source = chance(seed, "weights", name)
-        noise = torch.from_numpy(source.standard_normal(tuple(tensor.shape))).to(tensor.device)
-        if name not in parameters:
-            drawn[name] = noise.abs() + 0.5 if bool((tensor > 0).all()) else 0.3 * noise
-        elif tensor.ndim > 1:
-            fan = tensor.shape[1] if tensor.ndim == 3 else prod(tensor.shape[1:])  # a matrix per expert
-            drawn[name] = noise / max(fan, 1) ** 0.5
-        else:
-            offset = 1.0 if tensor.numel() and abs(float(tensor.double().mean())) > 0.5 else 0.0
-            drawn[name] = offset + 0.3 * noise
-    return drawn
+def drawn(model: nn.Module, program: Program, weights: Mapping[str, torch.Tensor] | None, seed: int) -> Drawn:
+    """The stored tensors by first name, every value drawn anew."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    named = {name for name, _ in model.named_parameters()}
+    return Drawn(real(model, program, weights), program.shapes, named, seed, device)
 
 
 def change(new: tuple[torch.Tensor, ...], old: tuple[torch.Tensor, ...]) -> float:
@@ -220,28 +209,36 @@ def change(new: tuple[torch.Tensor, ...], old: tuple[torch.Tensor, ...]) -> floa
     return worst
 
 
-def _verify(run: _Module, graph: FlowGraph, weights: dict[str, torch.Tensor], seed: int) -> Verification:
-    reference = run(weights)
+def _verify(
+    run: _Module, graph: FlowGraph, weights: Mapping[str, torch.Tensor], seed: int, others: Sequence[_Module] = ()
+) -> Verification:
+    """One state at a time: it is moved tensor by tensor, and of the controls one tensor is another."""
+    moved = Moves(draw(space, seed) for space in graph.spaces if space.pinned is None)
+    state = {name: _working(weights[name], double=run.double) for name in weights}
+    reference, before = run(state), [other.tried(state) for other in others]
     if any(bool(output.isnan().any()) for output in reference):
         raise GateError(
             "the model's own outputs hold values that are not numbers (NaN) on the inputs of the gate, so nothing can be "
             "proved; check its weights, or give other inputs (--data, example_inputs)"
         )
-    elements = _drawn(graph, seed)
-    error = change(run(act(elements, weights)), reference) if elements else 0.0
+    for name in moved.names:
+        state[name] = moved(name, state[name])
+    gaps = [change(run(state), reference)] if moved.names else [0.0]
+    for other, old in zip(others, before, strict=True):
+        new = other.tried(state) if old is not None else None
+        gap = change(new, old) if new is not None and old is not None else inf
+        gaps += [gap] if isfinite(gap) else []
     pairs, control = _left_out(graph, seed), 0.0
-    for space, member in pairs:
-        control = max(control, change(run(act([draw(space, seed)], weights, skip=member)), reference))
+    for member in pairs:
+        name = member.tensor
+        less = moved(name, _working(weights[name], double=run.double), skip=member)
+        control = max(control, change(run(state | {name: less}), reference))
         if control > _SHOWN:
             break
-    return Verification(error, control if pairs else float("inf"), graph)
+    return Verification(max(gaps), control if pairs else inf, graph)
 
 
-def _drawn(graph: FlowGraph, seed: int) -> list[Element]:
-    return [draw(space, seed) for space in graph.spaces if space.pinned is None]
-
-
-def _left_out(graph: FlowGraph, seed: int) -> list[tuple[Space, Member]]:
+def _left_out(graph: FlowGraph, seed: int) -> list[Member]:
     """Members to leave out: matrices, because a key's bias has no effect under softmax.
 
     The first and the last of the space with most members come first: what fills a stream and what empties it shows even
@@ -257,14 +254,14 @@ def _left_out(graph: FlowGraph, seed: int) -> list[tuple[Space, Member]]:
     known = sorted(mixed, key=lambda pair: -len(pair[0].members))[: _CONTROLS // 2]
     stream = [pair for pair in pairs if pair[0] is known[0][0]] if known else []
     ordered = [*stream[:1], *stream[-1:], *known, *mixed]
-    return list(dict.fromkeys(ordered))[:_CONTROLS]
+    return [member for _, member in dict.fromkeys(ordered)][:_CONTROLS]
 
 
 class _Module:
     """The original module as a function of its stored tensors."""
 
     def __init__(self, model: nn.Module, program: Program, *, double: bool) -> None:
-        self._model, self._program, self._double = model, program, double
+        self._model, self._program, self.double = model, program, double
         self._whole = True
 
     def __call__(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -273,7 +270,7 @@ class _Module:
             try:
                 return self.itself(weights)
             except RuntimeError:
-                if not self._double:
+                if not self.double:
                     raise
                 self._whole = False
         try:
@@ -284,8 +281,15 @@ class _Module:
                 f"{str(error).splitlines()[0][:200]}"
             ) from None
 
+    def tried(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...] | None:
+        """Outputs of the module, never of its program (which is of one size); None where it does not take its inputs."""
+        try:
+            return self.itself(weights)
+        except Exception:  # noqa: BLE001  # whatever a module says to inputs that it does not take
+            return None
+
     def itself(self, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Outputs of the module, never of its program (which is of one size); it raises what the module raises."""
+        """Outputs of the module; it raises what the module raises."""
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}  # forward may write into them
         state = {
             name: weights[first].clone() if name in buffers else weights[first]
@@ -295,22 +299,25 @@ class _Module:
         device = next((w.device for w in weights.values()), torch.device("cpu"))
         args, kwargs = split_inputs(self._program.inputs)
         args, kwargs = tree_map(lambda x: x.to(device).clone() if isinstance(x, torch.Tensor) else x, (args, kwargs))
-        if self._double:
-            args, kwargs, state = tree_map(_double, (args, kwargs, state))
+        args, kwargs, state = tree_map(lambda value: _working(value, double=self.double), (args, kwargs, state))
         kwargs = forward_keywords(self._model) | kwargs
         with (
-            evaluating(self._model, self._program.caches), quiet(), torch.no_grad(), _in_double(self._double),
+            evaluating(self._model, self._program.caches), quiet(), torch.no_grad(), _in_double(self.double),
             torch.random.fork_rng(devices=[]),
         ):  # fmt: skip
             torch.manual_seed(0)  # a module that draws noise draws the same each time; the state outside is kept
             outputs = main_outputs(functional_call(self._model, state, args, kwargs, tie_weights=False))
         # in single precision rounding may exchange neighbours in an order: whole numbers are compared in double
         real = tuple(output for output in outputs if output.is_floating_point())
-        return outputs if self._double or not real else real
+        return outputs if self.double or not real else real
 
 
-def _double(value: Any) -> Any:
-    return value.to(raised(value.dtype)) if isinstance(value, torch.Tensor) else value
+def _working(value: Any, *, double: bool) -> Any:
+    """A tensor in the type that the gate computes in: float64, or at least float32."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    half = value.dtype in (torch.float16, torch.bfloat16)
+    return value.to(raised(value.dtype)) if double else value.float() if half else value
 
 
 @contextlib.contextmanager

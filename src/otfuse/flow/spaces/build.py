@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -14,13 +14,16 @@ from otfuse.flow.spaces.dependence import dependencies
 from otfuse.flow.spaces.products import meetings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from otfuse.flow.algebra.axes import Atom
     from otfuse.flow.follow.reach import Reach
     from otfuse.flow.rules.facts import Facts
 
 _KINDS = ("query-key", "value-output", "heads", "experts", "channels")
+
+
+Holds: TypeAlias = "Callable[[Sequence[Sequence[Space]]], Sequence[bool | None]]"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +38,7 @@ class Draft:
 class SpaceBuilder:
     """Turns leaves into spaces."""
 
-    def __init__(self, facts: Facts, reach: Reach, holds: Callable[[Space], bool | None]) -> None:
+    def __init__(self, facts: Facts, reach: Reach, holds: Holds) -> None:
         self._facts, self._algebra, self._reach, self._holds = facts, facts.algebra, reach, holds
         self._meetings = meetings(facts)
         self._segments: dict[tuple[str, int], list[Segment]] = {}
@@ -51,24 +54,31 @@ class SpaceBuilder:
         self._depends_order = list(self._depends)
 
     def build(self) -> list[Draft]:
-        """All spaces in the order in which their first member is stored."""
-        drafts = [draft for leaf in self._holders for draft in self._drafts(leaf)]
+        """All spaces in the order in which their first member is stored; what has to be tried is tried together."""
+        turned = {leaf: self._rotary(leaf) for leaf in self._holders if self._may_turn(leaf)}
+        plain = {leaf: self._draft(leaf) for leaf in self._holders if leaf not in turned}
+        trials = {leaf: [d.space for d in found if d.space.group is Group.ROTARY] for leaf, found in turned.items()}
+        trials |= {leaf: [_freed(draft).space] for leaf, draft in plain.items() if draft.soft}
+        answers = dict(zip(trials, self._holds(list(trials.values())), strict=True))
+        drafts = [_freed(draft) if draft.soft and answers[leaf] else draft for leaf, draft in plain.items()]
+        for leaf, found in turned.items():
+            held = answers[leaf] or not trials[leaf] or (answers[leaf] is None and self._told(leaf))
+            drafts += found if held else [self._draft(leaf)]
         stored = {name: i for i, name in enumerate(self._facts.stored)}
         drafts.sort(key=lambda d: _place(d.space, stored))
         counts: Counter[str] = Counter()
         return [self._named(draft, counts) for draft in drafts]
 
-    # -- one space ---------------------------------------------------------------------------------------------------
-    def _drafts(self, leaf: Atom) -> list[Draft]:
-        cell = self._algebra.cell(leaf)
-        if cell.hard and cell.hard <= {"constant", "opaque"} and self._is_rotary(leaf):
-            turned = self._rotary(leaf)
-            tried = [self._holds(draft.space) for draft in turned if draft.space.group is Group.ROTARY]
-            told = cell.hard == {"constant"} and "query-key" in cell.tags  # without numbers: attention as one operator
-            if all(tried) or (told and False not in tried):
-                return turned
-        return [self._draft(leaf)]
+    def _may_turn(self, leaf: Atom) -> bool:
+        hard = self._algebra.cell(leaf).hard
+        return bool(hard) and hard <= {"constant", "opaque"} and self._is_rotary(leaf)
 
+    def _told(self, leaf: Atom) -> bool:
+        """Whether the program itself says that pairs are turned: attention is one operator there."""
+        cell = self._algebra.cell(leaf)
+        return cell.hard == {"constant"} and "query-key" in cell.tags
+
+    # -- one space ---------------------------------------------------------------------------------------------------
     def _draft(self, leaf: Atom) -> Draft:
         cell = self._algebra.cell(leaf)
         inside, batch = self._copies(leaf) if not cell.hard else ([], None)
@@ -207,6 +217,10 @@ class SpaceBuilder:
         name = f"{first.tensor.rpartition('.')[0] or first.tensor} {space.kind}"
         named = Space(ident, name, space.kind, space.size, space.copies, space.group, space.pinned, space.members)
         return Draft(draft.leaf, named, draft.soft)
+
+
+def _freed(draft: Draft) -> Draft:
+    return Draft(draft.leaf, replace(draft.space, group=Group.PERMUTATION, pinned=None), soft=False)
 
 
 def _column(table: list[int]) -> Any:

@@ -34,9 +34,9 @@ def as_used(space: Space, uses: dict[str, str]) -> Space:
     return replace(space, kind=kind, name=space.name.removesuffix(space.kind) + kind)
 
 
-def as_stream(space: Space, nodes: tuple[FlowNode, ...]) -> Space:
+def as_stream(space: Space, streams: set[str]) -> Space:
     """A space that a junction writes is a stream, named after the module that holds all of its members."""
-    if not any(node.kind is NodeKind.JUNCTION and space.id in node.written_spaces for node in nodes):
+    if space.id not in streams:
         return space
     paths = [m.tensor.split(".") for m in space.members]
     common = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
