@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from otfuse.errors import CheckpointError, DeviceError
+from otfuse.io.adapters import refuse_adapter
 from otfuse.io.companions import require_whole
 from otfuse.io.headers import TensorInfo, read_json, read_weights, unpickle
 from otfuse.io.quiet import quiet
@@ -73,13 +74,12 @@ def open_checkpoint(path: str | Path, *, allow_pickle: bool = False, trust_remot
     if not _listed(path, folder):
         msg = f"checkpoint {path}: the folder is empty; give a folder with config.json and model.safetensors"
         raise CheckpointError(msg)
+    refuse_adapter(path, folder)
     if not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        hint = "merge the adapter into its base model first" if adapter else "give a folder saved by save_pretrained"
-        msg = f"checkpoint {path}: no config.json in the folder; {hint}"
+        msg = f"checkpoint {path}: no config.json in the folder; give a folder saved by save_pretrained"
         raise CheckpointError(msg)
     config = read_json(folder / "config.json")
-    _check_config(path, folder, config, trust_remote_code=trust_remote_code)
+    _check_config(path, config, trust_remote_code=trust_remote_code)
     require_whole(folder)
     tensors, pickled = read_weights(folder, allow_pickle=allow_pickle)
     return Checkpoint(str(path), folder, config, tensors, pickled, trust_remote_code)
@@ -117,11 +117,9 @@ def _folder(path: str) -> Path:
         raise CheckpointError(msg) from None
 
 
-def _check_config(path: str | Path, folder: Path, config: Any, *, trust_remote_code: bool) -> None:
+def _check_config(path: str | Path, config: Any, *, trust_remote_code: bool) -> None:
     if not isinstance(config, dict):
         msg = f"checkpoint {path}: config.json must hold a JSON object, not a {type(config).__name__}"
-    elif (folder / "adapter_config.json").is_file():
-        msg = f"checkpoint {path}: this folder holds an adapter; merge it into its base model first"
     elif config.get("quantization_config"):
         msg = f"checkpoint {path}: the weights are quantised and cannot be averaged; give the checkpoint before quantisation"
     elif config.get("auto_map") and not trust_remote_code:
