@@ -9,7 +9,7 @@ from otfuse.align.scheme import align, measure, needs_data
 from otfuse.errors import DataError, UsageError
 from otfuse.fusion.apply import fused
 from otfuse.fusion.choose import best_regulariser
-from otfuse.fusion.differences import differences
+from otfuse.fusion.differences import described, differences
 from otfuse.fusion.sides import check, sides, workable
 from otfuse.measure.probe import first_batch
 
@@ -60,7 +60,8 @@ class Job:
             if self.data is not None and (inputs is None or needs_data(self.recipe)):
                 inputs = first_batch(self.models[0], self.data, self._batch)
             self._sides = sides(self.models, self.names, inputs)
-            self._differences = differences(self.models, self.names)
+            told = [described(model, name) for model, name in zip(self.models, self.names, strict=True)]
+            self._differences = differences(told, classes=not self.recipe.keeps_classifier)
             self._progress("trace", 1, 1)
         return [Pair(self._sides[0], side) for side in self._sides[1:]]
 
