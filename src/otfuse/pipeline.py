@@ -94,7 +94,7 @@ def fuse(
     require_data(checked, data)
     with clock.stage("load"):
         find_device(device)
-        loaded = given.load(models, device=device)
+        loaded = given.load(models, device=device, to_fuse=True)
         inputs = given.dataset(data, loaded) if data is not None else None
     job = Job(loaded.modules, loaded.names, checked, inputs, example_inputs, batch_size, clock, progress)
     tensors, alignments, gate = job.run(verify=verify)
@@ -105,7 +105,7 @@ def fuse(
 
 def _report(job: Job, loaded: given.Loaded, alignments: Sequence[Alignment], gate: dict[str, float] | None) -> Report:
     solved = tuple(replace(s, source=n) for n, a in zip(loaded.names[1:], alignments, strict=True) for s in a.solved)
-    stages, notes = tuple(job.clock.stages), job.notes(alignments)
+    stages, notes = tuple(job.clock.stages), (*loaded.notes, *job.notes(alignments))
     return Report(job.recipe, stages, solved, loaded.infos(), gate, notes, tuple(job.weights))
 
 
@@ -214,7 +214,11 @@ def fuse_checkpoints(
     with clock.stage("load"):
         find_device(device)
         loaded = given.load(
-            [anchor, *sources], device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+            [anchor, *sources],
+            device=device,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            to_fuse=True,
         )
         inputs = given.dataset(data, loaded) if data is not None else None
     job = Job(loaded.modules, loaded.names, recipe, inputs, None, batch_size, clock, progress)

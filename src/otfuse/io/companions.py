@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from otfuse.errors import CheckpointError
 from otfuse.io.headers import read_json
+from otfuse.io.vocabulary import vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,6 +121,7 @@ def require_whole(folder: Path) -> None:
     for path in companions(folder):
         if (folder / path).is_file():
             _require_file(folder, path)
+    vocabulary(folder)
 
 
 def _require_file(folder: Path, path: Path) -> None:
@@ -132,7 +134,7 @@ def _require_file(folder: Path, path: Path) -> None:
     if pointer:
         msg = f"checkpoint {folder}: {path} is a pointer of Git LFS and not the file itself; run `git lfs pull` there"
         raise CheckpointError(msg)
-    if path.suffix == ".json" and len(path.parts) == 1:
+    if path.suffix == ".json" and len(path.parts) == 1 and path.name != "tokenizer.json":  # read as a vocabulary
         read_json(folder / path)
 
 

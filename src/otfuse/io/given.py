@@ -22,6 +22,7 @@ from otfuse.io import kinds
 from otfuse.io.checkpoint import Checkpoint, load_model, open_checkpoint
 from otfuse.io.data import from_arrays, load_data
 from otfuse.io.text import find_tokenizer
+from otfuse.io.tokenizers import compare, numbered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,11 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """``modules`` to work with, anchor first; ``checkpoints`` they came from (None for modules given as such)."""
+    """``modules`` to work with, anchor first; ``checkpoints`` they came from (None for modules given as such).
+
+    ``notes`` tell in what folders that are to be fused differ beside their weights.
+    """
 
     modules: tuple[nn.Module, ...]
     names: tuple[str, ...]
     checkpoints: tuple[Checkpoint | None, ...]
+    notes: tuple[str, ...] = ()
 
     def infos(self) -> tuple[SourceInfo, ...]:
         """Names and hashes for the report."""
@@ -51,9 +56,17 @@ def module(model: Model) -> nn.Module:
 
 
 def load(
-    models: Sequence[Model], *, device: str = "cpu", allow_pickle: bool = False, trust_remote_code: bool = False
+    models: Sequence[Model],
+    *,
+    device: str = "cpu",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    to_fuse: bool = False,
 ) -> Loaded:
-    """All models, those from folders in one type; folders are opened and checked before the first is loaded."""
+    """All models, those from folders in one type; folders are opened and checked before the first is loaded.
+
+    Those that are ``to_fuse`` must number their tokens alike (MatchError).
+    """
     opened: list[Checkpoint | None] = []
     for model in models:
         if isinstance(model, nn.Module):
@@ -64,6 +77,8 @@ def load(
             raise UsageError(
                 f"a model is an nn.Module or the path of a checkpoint folder, not a {type(model).__name__}"
             )
+    together = [numbered(c) for c in opened if c is not None] if to_fuse and opened and opened[0] is not None else []
+    notes = compare(together) if together else []
     modules, names = [], []
     for i, (model, checkpoint) in enumerate(zip(models, opened, strict=True)):
         if isinstance(model, nn.Module):
@@ -72,7 +87,7 @@ def load(
         elif checkpoint is not None:
             modules.append(load_model(checkpoint, device=device, dtype=kinds.working(opened)))
             names.append(checkpoint.name)
-    return Loaded(tuple(modules), tuple(names), tuple(opened))
+    return Loaded(tuple(modules), tuple(names), tuple(opened), tuple(notes))
 
 
 def dataset(
