@@ -101,6 +101,13 @@ def _vocabulary(model: Numbered) -> Vocabulary | None:
 
 
 def _compared(ours: Vocabulary, theirs: Vocabulary, anchor: Numbered, source: Numbered) -> list[str]:
+    cut = [part for part in ours.parts if part in theirs.parts and ours.parts[part] != theirs.parts[part]]
+    notes = [f"its tokenizer cuts text otherwise ({', '.join(cut)})"] if cut else []
+    return notes if ours.ids == theirs.ids else [*_numbers(ours, theirs, anchor, source), *notes]
+
+
+def _numbers(ours: Vocabulary, theirs: Vocabulary, anchor: Numbered, source: Numbered) -> list[str]:
+    """Tokens of one side alone; MatchError where a row belongs to two."""
     plain = ours.byte_level != theirs.byte_level
     a, b = (_with_row(words.spelled(v) if plain else v.ids, m.rows) for v, m in ((ours, anchor), (theirs, source)))
     least = min((m.rows for m in (anchor, source) if m.rows is not None), default=None)
@@ -130,8 +137,7 @@ def _compared(ours: Vocabulary, theirs: Vocabulary, anchor: Numbered, source: Nu
     lost = [f"{_cut(t)} ({n})" for t, n in sorted(a.items(), key=lambda i: i[1]) if t not in b and n not in taken]
     notes = [f"has {_listed(only, 'token')} that the anchor's tokenizer lacks"] if only else []
     notes += [f"lacks {_listed(lost, 'token')} of the anchor's tokenizer"] if lost else []
-    cut = [part for part in ours.parts if part in theirs.parts and ours.parts[part] != theirs.parts[part]]
-    return notes + ([f"its tokenizer cuts text otherwise ({', '.join(cut)})"] if cut else [])
+    return notes
 
 
 def _with_row(ids: Mapping[str, int], rows: int | None) -> dict[str, int]:
