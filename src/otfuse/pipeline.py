@@ -163,7 +163,7 @@ def fuse_checkpoints(
 def _report(job: Job, family: Family, alignments: Sequence[Alignment], gate: dict[str, float] | None) -> Report:
     names = [parent.name for parent in family.parents[1:]]
     solved = tuple(replace(s, source=n) for n, a in zip(names, alignments, strict=False) for s in a.solved)
-    stages, notes = tuple(job.clock.stages), job.notes(alignments)
+    stages, notes = tuple(job.clock.stages), (*family.notes, *job.notes(alignments))
     return Report(job.recipe, stages, solved, family.infos(), gate, notes, tuple(job.weights))
 
 

@@ -73,8 +73,6 @@ def test_empty_folder(tmp_path):
 def test_no_config(bert_folder):
     (bert_folder / "config.json").unlink()
     refused("no config.json in the folder; give a folder saved by save_pretrained", bert_folder)
-    (bert_folder / "adapter_config.json").write_text("{}")
-    refused("no config.json in the folder; merge the adapter into its base model first", bert_folder)
 
 
 def test_config_not_json(bert_folder):
@@ -244,11 +242,9 @@ def test_custom_code_that_is_trusted(tmp_path):
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
 
 
-def test_quantised_and_adapter(bert_folder):
+def test_quantised(bert_folder):
     edit(bert_folder, quantization_config={"bits": 4})
     refused("the weights are quantised and cannot be averaged; give the checkpoint before quantisation", bert_folder)
-    (bert_folder / "adapter_config.json").write_text("{}")
-    refused("this folder holds an adapter; merge it into its base model first", bert_folder)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

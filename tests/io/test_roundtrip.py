@@ -122,6 +122,7 @@ def test_format_metadata_and_companions(tmp_path, bert_folder):
         "generation_config.json": '{"x": 1}',
         "chat_template.jinja": "hi",
         "LICENSE": "L",
+        ".gitattributes": "x",
     }
     others = {
         "trainer_state.json": "{}",
@@ -129,7 +130,6 @@ def test_format_metadata_and_companions(tmp_path, bert_folder):
         "fusion.json": "{}",
         "run.py": "boom",
         "optimizer.pt": "x",
-        ".gitattributes": "x",
     }
     for name, text in (companions | others).items():
         (bert_folder / name).write_text(text)

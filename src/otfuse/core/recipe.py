@@ -91,6 +91,11 @@ class Recipe(_Closed):
             raise ValueError(msg)
         return value
 
+    @property
+    def keeps_classifier(self) -> bool:
+        """Whether the anchor's classifier is set aside: sources need not have its classes."""
+        return self.scheme == "otfusion" and self.otfusion.classifier == "anchor"
+
     def weights_for(self, models: int) -> tuple[float, ...]:
         """Mixing weights of that many models, anchor first; RecipeError if the recipe gives another number."""
         if self.weights is None:

@@ -65,11 +65,7 @@ class Job:
     def pairs(self) -> list[Pair]:
         """Every source beside the anchor: traced and matched."""
         anchor = self.parents[0].module
-        self._notes += differences(
-            [p.module for p in self.parents],
-            [p.name for p in self.parents],
-            classifier=self.recipe.otfusion.classifier if self.recipe.scheme == "otfusion" else "fuse",
-        )
+        self._tell_differences()
         with self.clock.stage("trace"):
             inputs = self._examples
             if self.data is not None and needs_data(self.recipe):
@@ -107,11 +103,15 @@ class Job:
         return (*found, *(f"{name}: the solver did not converge" for name in loose))
 
     def _average(self, sink: Sink) -> list[Alignment]:
+        self._tell_differences()
         with self.clock.stage("average"):
             pieces = plain_pieces(self.parents, self.weights)
             for done, _ in enumerate(at_once(lambda piece: sink(*piece), pieces)):
                 self._progress("average", done + 1, len(pieces))
         return []
+
+    def _tell_differences(self) -> None:
+        self._notes += differences([p.described for p in self.parents], classes=not self.recipe.keeps_classifier)
 
     def _measure(self, pair: Pair) -> Measured:
         return measure(pair, self.recipe, self.data, lambda done, total: self._progress("measure", done, total))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from otfuse.flow.proof.gate import Verification
+    from otfuse.fusion.differences import Described
     from otfuse.program.export import Program
     from otfuse.program.inputs import Inputs
     from otfuse.program.weights import Weights
@@ -43,6 +44,7 @@ class Parent:
     name: str
     module: Any
     weights: Weights
+    described: Described
     lacking: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,12 @@ import torch
 from safetensors import safe_open
 
 from otfuse.errors import CheckpointError, DeviceError
+from otfuse.io.adapters import refuse_adapter
 from otfuse.io.companions import require_whole
 from otfuse.io.headers import TensorInfo, read_json, read_weights, unpickle
 from otfuse.io.quiet import quiet
+from otfuse.io.sentence import base_class, is_sentence_folder, require_layers, sentence_model, transformer_folder
+from otfuse.io.switches import left_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +33,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose headers were read and found whole. ``name`` is what the user called it."""
+    """A checkpoint whose headers were read and found whole. ``name`` is what the user called it.
+
+    ``folder`` holds config.json, weights and tokenizer; ``root`` is the folder that was given, where sentence-transformers
+    may have put them into a sub-folder.
+    """
 
     name: str
     folder: Path
@@ -37,6 +45,12 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     pickled: bool = False
     trust_remote_code: bool = False
+    root: Path | None = None
+
+    @cached_property
+    def in_sentence(self) -> bool:
+        """Whether the model is one of several modules of sentence-transformers."""
+        return self.root is not None and is_sentence_folder(self.root)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -60,16 +74,17 @@ def open_checkpoint(path: str | Path, *, allow_pickle: bool = False, trust_remot
     if not _listed(path, folder):
         msg = f"checkpoint {path}: the folder is empty; give a folder with config.json and model.safetensors"
         raise CheckpointError(msg)
+    root, folder = folder, transformer_folder(folder)
+    refuse_adapter(path, folder)
     if not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        hint = "merge the adapter into its base model first" if adapter else "give a folder saved by save_pretrained"
-        msg = f"checkpoint {path}: no config.json in the folder; {hint}"
+        msg = f"checkpoint {path}: no config.json in the folder; give a folder saved by save_pretrained"
         raise CheckpointError(msg)
     config = read_json(folder / "config.json")
-    _check_config(path, folder, config, trust_remote_code=trust_remote_code)
-    require_whole(folder)
+    _check_config(path, config, trust_remote_code=trust_remote_code)
+    require_whole(root)
+    require_layers(root, allow_pickle=allow_pickle)
     tensors, pickled = read_weights(folder, allow_pickle=allow_pickle)
-    return Checkpoint(str(path), folder, config, tensors, pickled, trust_remote_code)
+    return Checkpoint(str(path), folder, config, tensors, pickled, trust_remote_code, root)
 
 
 def _listed(path: str | Path, folder: Path) -> list[Path]:
@@ -104,11 +119,9 @@ def _folder(path: str) -> Path:
         raise CheckpointError(msg) from None
 
 
-def _check_config(path: str | Path, folder: Path, config: Any, *, trust_remote_code: bool) -> None:
+def _check_config(path: str | Path, config: Any, *, trust_remote_code: bool) -> None:
     if not isinstance(config, dict):
         msg = f"checkpoint {path}: config.json must hold a JSON object, not a {type(config).__name__}"
-    elif (folder / "adapter_config.json").is_file():
-        msg = f"checkpoint {path}: this folder holds an adapter; merge it into its base model first"
     elif config.get("quantization_config"):
         msg = f"checkpoint {path}: the weights are quantised and cannot be averaged; give the checkpoint before quantisation"
     elif config.get("auto_map") and not trust_remote_code:
@@ -143,6 +156,8 @@ def load_model(
     """
     model, info = _from_pretrained(checkpoint, model_class(checkpoint), dtype)
     _refuse_bad_keys(checkpoint, model, info)
+    if checkpoint.root is not None and checkpoint.in_sentence:
+        model = sentence_model(checkpoint.root, model)
     _refuse_not_finite(checkpoint, model)
     try:
         model.to(device)
@@ -164,6 +179,8 @@ def model_class(checkpoint: Checkpoint) -> Any:
     import transformers
 
     name, custom = checkpoint.architecture, checkpoint.config.get("auto_map") or {}
+    if not custom and checkpoint.in_sentence:
+        name = base_class(checkpoint.config, name)
     for auto, target in custom.items() if isinstance(custom, dict) else ():
         # Reached only with trust_remote_code: the Auto class that the checkpoint's code registers for its architecture.
         if auto.startswith("AutoModel") and (name is None or str(target).endswith(f".{name}")):
@@ -192,6 +209,7 @@ def _from_pretrained(checkpoint: Checkpoint, kind: Any, dtype: torch.dtype | Non
                 weights_only=True,
                 ignore_mismatched_sizes=True,  # reported in `info` and refused below, in one sentence
                 output_loading_info=True,
+                **left_out(kind, checkpoint.tensors),
                 **code,
             )
     except (MemoryError, KeyboardInterrupt):

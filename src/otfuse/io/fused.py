@@ -86,17 +86,23 @@ def fused_files(
     checkpoint = anchor.stored.checkpoint
     entries = layout(_entries(anchor, dtype), None if shard_size is None else shard_bytes(shard_size))
     with one_sentence(out), staged(out) as folder:
-        shards = Shards(folder, entries, index=len([f for f in entries if "/" not in f]) > 1, target=out)
+        cut = len([file for file in entries if "/" not in file]) > 1
+        shards = Shards(folder, entries, index=cut, target=out, inner=anchor.stored.inner)
         try:
             files = FusedFiles(anchor, shards)
             yield files
             files.finish()
         finally:
             shards.abandon()
-        write_config(folder, checkpoint, dtype)
-        copy_companions(checkpoint.folder, folder)
+        write_config(folder / _place(checkpoint), checkpoint, dtype)
+        copy_companions(checkpoint.root or checkpoint.folder, folder)
         for name, text in files.texts.items():
             (folder / name).write_text(text(), encoding="utf-8")
+
+
+def _place(checkpoint: Checkpoint) -> Path:
+    """Where the config lies below the folder that was given."""
+    return checkpoint.folder.relative_to(checkpoint.root or checkpoint.folder)
 
 
 def needed_bytes(anchor: FileParent, dtype: torch.dtype | None) -> int:

@@ -36,7 +36,11 @@ class Loaded:
 
 
 def load(
-    models: Sequence[Model], *, device: str = "cpu", allow_pickle: bool = False, trust_remote_code: bool = False
+    models: Sequence[Model],
+    *,
+    device: str = "cpu",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
 ) -> Loaded:
     """All models, those from folders in one type; folders are opened and checked before the first is loaded."""
     opened: list[Checkpoint | None] = []

@@ -14,13 +14,16 @@ from torch import nn
 from otfuse.core.report import SourceInfo
 from otfuse.errors import UsageError
 from otfuse.evaluate.run import find_device
+from otfuse.fusion.differences import described
 from otfuse.fusion.sides import Parent, workable
 from otfuse.io import kinds
 from otfuse.io.checkpoint import load_model, model_class, open_checkpoint
+from otfuse.io.describe import describe
 from otfuse.io.given import dataset_for
 from otfuse.io.keys import Keys
 from otfuse.io.skeleton import FileWeights, settle, skeleton
 from otfuse.io.stored import Stored
+from otfuse.io.tokenizers import compare, numbered
 from otfuse.program.export import stored as stored_tensors
 from otfuse.program.weights import Weights
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from otfuse.core.dataset import Dataset
+    from otfuse.fusion.differences import Described
     from otfuse.io.checkpoint import Checkpoint
 
     Model = nn.Module | str | Path
@@ -45,7 +49,7 @@ def given(module: nn.Module, name: str) -> Parent:
     """A module of the caller's."""
     own = workable(module)
     tensors = dict(own.named_parameters(remove_duplicate=False)) | dict(own.named_buffers(remove_duplicate=False))
-    return Parent(name, own, Weights({stored_name: tensors[stored_name] for stored_name in stored_tensors(own)[0]}))
+    return Parent(name, own, Weights({n: tensors[n] for n in stored_tensors(own)[0]}), described(module, name))
 
 
 def opened(
@@ -58,7 +62,8 @@ def opened(
     class is needed for that.
     """
     if plain and len({frozenset((k, i.shape) for k, i in stored.infos.items()) for stored in stores}) == 1:
-        return [_unclassed(stored) for stored in stores]
+        told = describe([stored.checkpoint for stored in stores])
+        return [_unclassed(stored, own) for stored, own in zip(stores, told, strict=True)]
     dtype = kinds.working(stored.checkpoint for stored in stores)
     parents: list[FileParent] = []
     for stored in stores:
@@ -69,10 +74,10 @@ def opened(
     return parents
 
 
-def _unclassed(stored: Stored) -> FileParent:
+def _unclassed(stored: Stored, told: Described) -> FileParent:
     keys = Keys(plain={key: key for key in stored.infos})
     weights = FileWeights(stored, keys, torch.float32)
-    return FileParent(stored.checkpoint.name, None, weights, stored=stored, keys=keys)
+    return FileParent(stored.checkpoint.name, None, weights, told, stored=stored, keys=keys)
 
 
 def _parent(stored: Stored, model: nn.Module, dtype: torch.dtype, device: str, *, joined: bool = False) -> FileParent:
@@ -93,6 +98,7 @@ def _parent(stored: Stored, model: nn.Module, dtype: torch.dtype, device: str, *
         checkpoint.name,
         model,
         found,
+        described(model, checkpoint.name),
         lacking=frozenset(weights) if joined else frozenset(),
         notes=tuple(_told(checkpoint, model, keys, weights if joined else [])),
         stored=stored,
@@ -168,6 +174,8 @@ class Family:
         """Open everything and check it before the first weight is read. Raises CheckpointError, UsageError."""
         find_device(device)
         opened_ones = [_opened(m, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code) for m in models]
+        together = [numbered(c) for c in opened_ones if c is not None]
+        self.notes = compare(together) if len(together) > 1 and opened_ones[0] is not None else []
         self._stores = [None if c is None else Stored(c) for c in opened_ones]
         first, stores = models[0], [s for s in self._stores if s is not None]
         files = iter(

@@ -32,12 +32,20 @@ Entry = tuple[torch.dtype, tuple[int, ...]]
 class Shards:
     """Files in ``folder`` with room for the tensors of ``layout`` (file -> key -> type and shape).
 
-    ``index`` says whether an index is written beside them; ``target`` is what the folder will be called. Raises OSError
-    as the disk does.
+    ``index`` says whether an index is written beside them; ``target`` is what the folder will be called;
+    ``inner`` gives the name that a tensor has in its file. Raises OSError as the disk does.
     """
 
-    def __init__(self, folder: Path, layout: Mapping[str, Mapping[str, Entry]], *, index: bool, target: Path) -> None:
-        self._folder, self._layout, self._index, self._target = folder, layout, index, target
+    def __init__(
+        self,
+        folder: Path,
+        layout: Mapping[str, Mapping[str, Entry]],
+        *,
+        index: bool,
+        target: Path,
+        inner: Callable[[str], str] = str,
+    ) -> None:
+        self._folder, self._layout, self._index, self._target, self._inner = folder, layout, index, target, inner
         self._at: dict[str, tuple[int, int, Entry]] = {}
         self._handles: list[int] = []
         self._written: set[str] = set()
@@ -65,7 +73,7 @@ class Shards:
         if self._index:
             counts = [(prod(shape), dtype.itemsize) for _, _, (dtype, shape) in self._at.values()]
             total = {"total_parameters": sum(n for n, _ in counts), "total_size": sum(n * size for n, size in counts)}
-            where = {key: file for file, entries in self._layout.items() for key in entries}
+            where = {key: file for file, entries in self._layout.items() for key in map(self._inner, entries)}
             text = json.dumps({"metadata": total, "weight_map": where}, indent=2)
             (self._folder / _INDEX).write_text(text + "\n", encoding="utf-8")
 
@@ -91,7 +99,11 @@ class Shards:
         )  # wide types first: aligned
         for key, (dtype, shape) in entries.items():
             size = prod(shape) * dtype.itemsize
-            header[key] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+            header[self._inner(key)] = {
+                "dtype": _NAMES[dtype],
+                "shape": list(shape),
+                "data_offsets": [offset, offset + size],
+            }
             offset += size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
@@ -102,7 +114,7 @@ class Shards:
         if hasattr(os, "posix_fallocate") and offset:  # a disk that is too small says so now
             os.posix_fallocate(handle, 8 + len(text), offset)
         for key, entry in entries.items():
-            begin = header[key]["data_offsets"][0]  # type: ignore[index]
+            begin = header[self._inner(key)]["data_offsets"][0]  # type: ignore[index]
             self._at[key] = handle, 8 + len(text) + begin, entry
 
 

@@ -14,6 +14,8 @@ from otfuse.errors import CheckpointError
 from otfuse.io.checkpoint import first_line, model_class, require_keys
 from otfuse.io.keys import Keys, converted, resolve
 from otfuse.io.quiet import quiet
+from otfuse.io.sentence import TRANSFORMER, sentence_model
+from otfuse.io.switches import left_out
 from otfuse.program.weights import Weights
 
 if TYPE_CHECKING:
@@ -38,8 +40,9 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, *, like: nn.Module | No
         with quiet(), no_init_weights():
             reader = getattr(wanted, "config_class", None) or AutoConfig
             config = reader.from_pretrained(checkpoint.folder, local_files_only=True, **code)
+            code |= left_out(wanted, checkpoint.tensors) if issubclass(wanted, nn.Module) else {}
             make = wanted._from_config if issubclass(wanted, nn.Module) else wanted.from_config  # noqa: SLF001  # what it calls
-            model = make(config, dtype=dtype, **({} if issubclass(wanted, nn.Module) else code))
+            model = make(config, dtype=dtype, **code)
         with quiet():
             model.tie_weights()
     except (MemoryError, KeyboardInterrupt):
@@ -47,6 +50,8 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, *, like: nn.Module | No
     except Exception as error:  # noqa: BLE001 - whatever a config makes transformers raise
         msg = f"checkpoint {checkpoint.name}: {wanted.__name__} cannot be made ({first_line(error)}); check its config.json"
         raise CheckpointError(msg) from None
+    if checkpoint.root is not None and checkpoint.in_sentence:
+        model = sentence_model(checkpoint.root, model)
     made: nn.Module = model.eval()
     return made
 
@@ -137,7 +142,7 @@ def settle(model: nn.Module, stored: Stored, *, joined: bool = False) -> Keys:
     traced, and a head that the config ties although the files hold another is given back its own place. ``joined`` allows what a head adds to its base to be
     missing or left over. Raises CheckpointError.
     """
-    keys = resolve(model, stored.infos)
+    keys = _resolved(model, stored)
     state = model.state_dict(keep_vars=True)
     for name in _own_heads(model, stored, keys):
         owner, _, leaf = name.rpartition(".")
@@ -147,6 +152,20 @@ def settle(model: nn.Module, stored: Stored, *, joined: bool = False) -> Keys:
         for name, tensor in state.items():
             if not tensor.requires_grad and name in keys.plain:
                 tensor.copy_(stored.read(keys.plain[name]))
+    return keys
+
+
+def _resolved(model: nn.Module, stored: Stored) -> Keys:
+    """Names as ``resolve`` finds them; of a folder of several modules the transformer's by themselves, the others as they are."""
+    if not stored.checkpoint.in_sentence:
+        return resolve(model, stored.infos)
+    front, held = f"{TRANSFORMER}.", model.state_dict()
+    own = {key.removeprefix(front): key for key in stored.infos if key.startswith(front)}
+    found, keys = resolve(model.get_submodule(TRANSFORMER), own), Keys()
+    keys.plain = {f"{front}{name}": own[key] for name, key in found.plain.items()}
+    keys.plain |= {key: key for key in stored.infos if not key.startswith(front)}
+    keys.unexpected = [own[key] for key in found.unexpected]
+    keys.missing = [name for name in held if name not in keys.plain]
     return keys
 
 

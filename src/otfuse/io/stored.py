@@ -13,6 +13,7 @@ import torch
 from otfuse.errors import CheckpointError
 from otfuse.io.checkpoint import finite
 from otfuse.io.headers import unpickle
+from otfuse.io.sentence import sentence_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,14 +34,21 @@ class Stored:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint, self.infos = checkpoint, checkpoint.tensors
+        self.checkpoint, self.infos, self._folder = checkpoint, checkpoint.tensors, checkpoint.folder
+        if checkpoint.root is not None and checkpoint.in_sentence:
+            self._folder = checkpoint.root
+            self.infos = sentence_tensors(checkpoint.root, checkpoint.tensors, allow_pickle=checkpoint.pickled)
         self._handles: dict[str, int] = {}
         self._stamps: dict[str, tuple[int, ...]] = {}
         self._hashes: dict[str, bytes] = {}
         self._pickled: dict[str, dict[str, torch.Tensor]] = {}
         self._lock = threading.Lock()
-        for file in checkpoint.files:
+        for file in sorted({info.file for info in self.infos.values()}):
             self._open(file)
+
+    def inner(self, key: str) -> str:
+        """The name that the tensor has in its file."""
+        return key.partition(".")[2] if self.checkpoint.in_sentence else key
 
     def read(self, key: str) -> torch.Tensor:
         """A tensor whole."""
@@ -58,7 +66,7 @@ class Stored:
         if start == 0 and stop == info.shape[0]:
             return self.read(key)
         if self.checkpoint.pickled:
-            return self._pickle(info.file)[key][start:stop].clone()
+            return self._pickle(info.file)[self.inner(key)][start:stop].clone()
         width = info.bytes // max(info.shape[0], 1)
         raw = self._bytes(info, start * width, (stop - start) * width)
         return self._checked(key, raw.view(info.dtype).reshape(stop - start, *info.shape[1:]))
@@ -115,11 +123,11 @@ class Stored:
         self._handles[file], self._stamps[file] = handle, _stamp(os.fstat(handle))
 
     def _path(self, file: str) -> Path:
-        return self.checkpoint.folder / file
+        return self._folder / file
 
     def _bytes(self, info: TensorInfo, start: int, count: int, key: str = "") -> torch.Tensor:
         if self.checkpoint.pickled:
-            whole = self._pickle(info.file)[key].contiguous().reshape(-1)
+            whole = self._pickle(info.file)[self.inner(key)].contiguous().reshape(-1)
             return whole.view(torch.uint8)[start : start + count].clone() if count else whole.view(torch.uint8)
         raw = torch.empty(count, dtype=torch.uint8)
         view, done = memoryview(raw.numpy()), 0  # type: ignore[arg-type]  # arrays are buffers

@@ -120,7 +120,7 @@ def write_checkpoint(
         _save(cast, folder, shard_size)
         if anchor is not None:
             _settle_config(folder, anchor, dtype)
-            copy_companions(anchor.folder, folder)
+            copy_companions(anchor.root or anchor.folder, folder)
         for name, text in (files or {}).items():
             (folder / name).write_text(text if isinstance(text, str) else text(), encoding="utf-8")
 
