@@ -61,7 +61,7 @@ def trace(model: nn.Module | str | Path, example_inputs: Inputs | None = None) -
 
 
 def verify(model: nn.Module | str | Path, example_inputs: Inputs | None = None, seed: int = 0) -> Verification:
-    """The gate (design.md 3.1): ``.error`` and ``.control`` are relative output changes, ``.graph`` the flow graph."""
+    """The gate (docs/method.md, 4): ``.error`` and ``.control`` are relative output changes, ``.graph`` the flow graph."""
     module = given.module(model)
     side = traced(module, example_inputs)
     return verify_graph(module, side.program, side.graph, seed=seed)

@@ -146,6 +146,28 @@ def test_waiting_and_other_words_are_no_clocks(code):
     assert clocks(code) == []
 
 
+@pytest.mark.parametrize(
+    "path", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_links_and_places_in_documents_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    places = [path.parent / link for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)]
+    places += [ROOT / place for place in re.findall(r"`((?:src|tests|docs|examples)/[\w./-]+)`", text)]
+    assert [str(place) for place in places if not place.exists()] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_the_source_quotes_sections_that_exist(path):
+    headings = re.findall(r"^#+ ([\d.]+) ", (ROOT / "docs" / "method.md").read_text(encoding="utf-8"), re.MULTILINE)
+    known = {number.rstrip(".") for number in headings}
+    text = path.read_text(encoding="utf-8")
+    assert set(re.findall(r"docs/method\.md, (?:section )?([\d.]*\d)", text)) <= known
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    named = {name for name in re.findall(r"[\w/-]+\.md\b", text) if not name.endswith("README.md")}
+    ours = {str(p.relative_to(ROOT)) for p in documents}
+    assert {name for name in named if name.startswith("docs/") or "/" not in name} <= ours | {"results.md"}
+
+
 def tracked() -> list[Path]:
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if names.returncode != 0:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Runner:
     """Interprets the live part of a program, forgetting every value after its last use.
 
-    With ``double`` every cast to float32 inside the program becomes one to float64 (graph.md section 6, item 3).
+    With ``double`` every cast to float32 inside the program becomes one to float64 (docs/method.md, 3.1).
     """
 
     def __init__(self, program: Program, *, double: bool = False) -> None:

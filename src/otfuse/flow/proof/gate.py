@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _CONTROLS = 12  # members left out one at a time, until one shows
 _SHOWN = 1e-2
-_SAME = 1e-9  # graph.md section 1
+_SAME = 1e-9  # docs/method.md, 4.2
 _LARGE = 1 << 28  # parameters; 2 GiB in float64
 
 
