@@ -45,6 +45,7 @@ format: $(STAMP) ## put the code in the house's format
 
 bench: $(STAMP) ## time and memory of whole processes; PUBLISHED=path measures the published code too
 	$(BIN)/python benchmarks/run.py $(PUBLISHED)
+	$(BIN)/python benchmarks/help.py
 
 clean: ## remove what make built, and the demo
 	rm -rf .venv demo dist build

@@ -74,7 +74,7 @@ def trace(model: nn.Module | str | Path, example_inputs: Inputs | None = None) -
 
 
 def verify(model: nn.Module | str | Path, example_inputs: Inputs | None = None, seed: int = 0) -> Verification:
-    """The gate (docs/method.md): ``.error`` and ``.control`` are relative output changes, ``.graph`` the flow graph."""
+    """The gate (docs/method.md, 4): ``.error`` and ``.control`` are relative output changes, ``.graph`` the flow graph."""
     from otfuse.flow.proof.gate import verify_graph
     from otfuse.fusion.sides import traced
 

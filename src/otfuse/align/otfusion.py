@@ -3,7 +3,7 @@
 Every node's map goes from the source's units to the anchor's. Layers get a map of their own from an optimal transport
 problem; what keeps units passes the map on; a junction mixes the maps of its skip and its branches by the residual
 policy; query and key end in their attention, which passes the map of the value. So the map of the stream changes at
-every junction, as published (facts.md section 1); the scheme ``aligned`` has one map per space instead.
+every junction, as published (docs/method.md, 6); the scheme ``aligned`` has one map per space instead.
 """
 
 from __future__ import annotations
@@ -283,7 +283,7 @@ def classifier_tensors(graph: FlowGraph) -> frozenset[str]:
 def kept_units(pair: Pair) -> frozenset[int]:
     """Nodes whose units keep the anchor's order when the classifier is the anchor's.
 
-    Back to the branches of the last junction (facts.md section 1, "Classifier kept from the anchor").
+    Back to the branches of the last junction (docs/method.md, 6.6).
     """
     nodes = pair.anchor.graph.nodes
     todo = [r.node for node in nodes if node.kind is NodeKind.OUTPUT for r in node.readings]

@@ -1,4 +1,4 @@
-"""Residual policies: how a junction mixes the maps of its skip and its branches (facts.md section 1)."""
+"""Residual policies: how a junction mixes the maps of its skip and its branches (docs/method.md, 6.5)."""
 
 from __future__ import annotations
 

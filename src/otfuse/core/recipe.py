@@ -29,7 +29,7 @@ class _Closed(BaseModel):
 
 
 class OTFusion(_Closed):
-    """Options of the published method (arXiv 2310.05719), in the words of facts.md section 1."""
+    """Options of the published method (arXiv 2310.05719), in the words of docs/method.md, section 6."""
 
     features: Literal["activations", "weights"] = "activations"
     transform: Literal["standardize", "center", "normalize", "none", "unit"] = "standardize"

@@ -20,7 +20,7 @@ from otfuse.io.headers import DTYPES
 from otfuse.io.keys import natural
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

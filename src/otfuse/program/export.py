@@ -1,7 +1,7 @@
 """A module as a program: a graph of operators over named parameters, which can be read and run.
 
 ``torch.export`` with ``strict=False``, static shapes and no decompositions keeps composite operators (linear, norms,
-attention) whole (graph.md section 4). Parameters are inputs of the program, so one program serves every model of the
+attention) whole (docs/method.md, 3.1). Parameters are inputs of the program, so one program serves every model of the
 same class and sizes.
 """
 

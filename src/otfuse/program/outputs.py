@@ -1,4 +1,4 @@
-"""What the model is for: only that may pin as output (graph.md section 6, item 14)."""
+"""What the model is for: only that may pin as output (docs/method.md, 3.1)."""
 
 from __future__ import annotations
 

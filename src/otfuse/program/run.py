@@ -24,7 +24,7 @@ class Runner:
     """Interprets the live part of a program, forgetting every value after its last use.
 
     Weights are taken from the mapping given when a step first needs them: it may read each from disk at every access.
-    With ``double`` every cast to float32 inside the program becomes one to float64 (graph.md section 6, item 3).
+    With ``double`` every cast to float32 inside the program becomes one to float64 (docs/method.md, 3.1).
     """
 
     def __init__(self, program: Program, *, double: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Which places of a value any prediction reads, found by walking back from the outputs (graph.md section 8)."""
+"""Which places of a value any prediction reads, found by walking back from the outputs (docs/method.md, 3.5)."""
 
 from __future__ import annotations
 

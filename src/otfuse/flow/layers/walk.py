@@ -1,4 +1,4 @@
-"""The layer-level walk: the program read once more, this time for the steps a person would name (graph.md section 8)."""
+"""The layer-level walk: the program read once more, this time for the steps a person would name (docs/method.md, 3.5)."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _CONTROLS = 12  # members left out one at a time, until one shows
 _SHOWN = 1e-2
-_SAME = 1e-9  # docs/method.md
+_SAME = 1e-9  # docs/method.md, 4.2
 
 
 @dataclass(frozen=True, slots=True, eq=False)

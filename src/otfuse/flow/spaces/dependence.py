@@ -1,4 +1,4 @@
-"""Which units may move differently in every copy of something else (wreath products; graph.md section 1).
+"""Which units may move differently in every copy of something else (wreath products; docs/method.md, 3.3).
 
 The units of a head may be permuted differently in every head: they *depend* on the head. This is not built into
 unification but computed afterwards from everything that was recorded.
