@@ -21,7 +21,7 @@ from otfuse.io.sentence import base_class, is_sentence_folder, require_layers, s
 from otfuse.io.switches import left_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -220,14 +220,16 @@ def _from_pretrained(checkpoint: Checkpoint, kind: Any, dtype: torch.dtype | Non
     return model, info
 
 
-def require_keys(model: nn.Module, checkpoint: Checkpoint, keys: Keys, *, joined: bool) -> None:
+def require_keys(
+    model: nn.Module, checkpoint: Checkpoint, infos: Mapping[str, TensorInfo], keys: Keys, *, joined: bool
+) -> None:
     """CheckpointError unless the files hold every tensor of ``model`` in its shape, and nothing that says otherwise."""
     state = model.state_dict(keep_vars=True)
     held = {id(state[name]) for name in (*keys.plain, *keys.groups)}
     optional = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
     idle = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     missing = [n for n in keys.missing if id(state[n]) not in held and not any(p.search(n) for p in optional)]
-    shapes = {name: (checkpoint.tensors[key].shape, tuple(state[name].shape)) for name, key in keys.plain.items()}
+    shapes = {name: (infos[key].shape, tuple(state[name].shape)) for name, key in keys.plain.items()}
     info = {
         "mismatched_keys": [(name, stored, wanted) for name, (stored, wanted) in shapes.items() if stored != wanted],
         "missing_keys": [] if joined else missing,

@@ -147,7 +147,7 @@ def settle(model: nn.Module, stored: Stored, *, joined: bool = False) -> Keys:
     for name in _own_heads(model, stored, keys):
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(torch.empty_like(state[name])))
-    require_keys(model, stored.checkpoint, keys, joined=joined)
+    require_keys(model, stored.checkpoint, stored.infos, keys, joined=joined)
     with torch.no_grad():
         for name, tensor in state.items():
             if not tensor.requires_grad and name in keys.plain:
