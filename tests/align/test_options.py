@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from align_copies import case, fuse
-from otfuse.align.otfusion import needed_nodes
 from otfuse.align.pair import Pair
+from otfuse.align.structure import needed_nodes
 from otfuse.core import recipe as recipes
 from otfuse.core.dataset import Dataset
 from otfuse.errors import DataError, MatchError, RecipeError

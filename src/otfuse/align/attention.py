@@ -7,7 +7,7 @@ together, and of value. Key heads shared by a group of query heads move as one g
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -23,8 +23,24 @@ from otfuse.solve.transport import solve
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from otfuse.align.otfusion import OTFusionWalk
+    from otfuse.align.features import Features
+    from otfuse.align.pair import Pair
     from otfuse.core.graph import FlowGraph, FlowNode
+    from otfuse.core.recipe import OTFusion
+
+    class Walk(Protocol):
+        """What the walk offers that these maps are part of."""
+
+        pair: Pair
+        options: OTFusion
+        regulariser: float
+        features: Features
+
+        def couple(self, name: str, cost: torch.Tensor) -> Coupling:
+            """One transport problem, noted in the report."""
+
+        def note_space(self, space_id: str, coupling: Coupling) -> None:
+            """The map of a space that is not what a node writes as a whole: the last problem's."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +56,7 @@ class Layout:
 class Heads:
     """Maps of query, key and value projections that respect heads."""
 
-    def __init__(self, walk: OTFusionWalk) -> None:
+    def __init__(self, walk: Walk) -> None:
         self._walk, self._maps = walk, dict[int, UnitMap]()
         self._of: dict[int, int] = {}
         self._written: dict[int, UnitMap] = {}
@@ -117,7 +133,7 @@ class _Inner:
 
     def __init__(  # one record of what a pair of heads needs
         self,
-        walk: OTFusionWalk,
+        walk: Walk,
         costs: dict[str, torch.Tensor],
         ours: Layout,
         theirs: Layout,

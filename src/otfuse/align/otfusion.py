@@ -19,6 +19,7 @@ from otfuse.align.features import Features
 from otfuse.align.maps import UnitMap, block, mixed, require_equal
 from otfuse.align.matrix import dense
 from otfuse.align.residual import junction_weights
+from otfuse.align.structure import KEEPING, kept_units, last_uses, magnitude_key, mute_tables, shared_maps
 from otfuse.core.alignment import Alignment, SpaceReport
 from otfuse.core.graph import NodeKind
 from otfuse.solve.transport import solve
@@ -29,11 +30,9 @@ if TYPE_CHECKING:
     from otfuse.align.pair import Pair
     from otfuse.core.alignment import Carry
     from otfuse.core.coupling import Coupling
-    from otfuse.core.graph import FlowGraph, FlowNode
+    from otfuse.core.graph import FlowNode
     from otfuse.core.recipe import OTFusion
     from otfuse.measure.moments import Moments
-
-_KEEPING = (NodeKind.NORM, NodeKind.SCALE, NodeKind.ACTIVATION)
 
 
 class OTFusionWalk:
@@ -65,6 +64,7 @@ class OTFusionWalk:
         self._kept = kept_units(pair) if options.classifier == "anchor" else frozenset[int]()
         self._heads = Heads(self) if options.query_key == "heads" else None
         self.kept = aside
+        self._mute = mute_tables(pair) if options.unread == "skip" else {}
         self._claims = Claims(pair.anchor.graph, self.kept)
         self._carrier = Carrier(pair, self._claims, self.map_of, self.incoming)
         self._blank: set[int] = set()  # nodes whose units are not followed
@@ -153,9 +153,11 @@ class OTFusionWalk:
             if not node.pieces or not {piece.tensor for piece in node.pieces} <= self.kept:
                 require_equal(node.size, other.size, node.name)
             return UnitMap.identity(node.size, other.size)
+        if node.index in self._mute:
+            return self.map_of(self._mute[node.index])
         if node.kind in (NodeKind.LINEAR, NodeKind.SOURCE) and not self._is_blank(node):
             return self._solve_layer(node.index)
-        if node.kind in _KEEPING or node.kind is NodeKind.PRODUCT:
+        if node.kind in KEEPING or node.kind is NodeKind.PRODUCT:
             return self._read(node, other, 0)
         if node.kind is NodeKind.CONCAT:
             return block([self._read(node, other, i) for i in range(len(node.readings))])
@@ -219,7 +221,11 @@ class OTFusionWalk:
 
     # -- junctions ---------------------------------------------------------------------------------------------------
     def _junction(self, node: FlowNode, other: FlowNode) -> UnitMap:
-        parts = [i for i, r in enumerate(node.readings) if r.role in ("skip", "branch")]
+        parts = [
+            i
+            for i, r in enumerate(node.readings)
+            if r.role in ("skip", "branch") and self._mute.get(r.node) != node.index
+        ]
         known = [i for i in parts if self.map_of(node.readings[i].node) is not None]
         maps = [self._read(node, other, i) for i in known]
         if not maps:
@@ -233,77 +239,3 @@ class OTFusionWalk:
 
     def _weighed(self, node: FlowNode, parts: Sequence[int]) -> list[torch.Tensor]:
         return [self._magnitudes[magnitude_key(node.index, i)] for i in parts] if self._magnitudes else []
-
-
-def magnitude_key(index: int, reading: int) -> int:
-    """One number for (junction, reading): how large what a junction adds is, unit by unit."""
-    return index * 64 + reading
-
-
-def shared_maps(pair: Pair, *, tied: bool) -> dict[int, tuple[int, ...]]:
-    """Layers that must share a map: factors of a product always, query and key when tied. Node -> its group."""
-    groups: dict[int, tuple[int, ...]] = {}
-    for node in pair.anchor.graph.nodes:
-        if node.kind is NodeKind.PRODUCT:
-            roles: tuple[str, ...] = ("factor",)
-        elif node.kind is NodeKind.ATTENTION and tied:
-            roles = ("key", "query")
-        else:
-            continue
-        readings = [r for role in roles for r in node.readings if r.role == role]
-        made = [pair.producer(r.node) for r in readings]
-        sizes = {tuple(node.size for node in pair.nodes(i)) for i in made}
-        kinds = {pair.anchor.graph.nodes[i].kind for i in made}
-        if len(made) == len(set(made)) and len(sizes) == 1 and kinds == {NodeKind.LINEAR}:
-            groups |= dict.fromkeys(made, tuple(made))
-    return groups
-
-
-def last_uses(graph: FlowGraph, together: Mapping[int, tuple[int, ...]]) -> dict[int, list[int]]:
-    """For every node, the nodes whose maps nobody asks for after it: those that read them, or share them, are done."""
-    last = {node.index: node.index for node in graph.nodes}
-    for node in graph.nodes:
-        for read in node.readings:
-            last[read.node] = max(last[read.node], node.index)
-    for index, group in together.items():
-        last[group[0]] = max(last[group[0]], index)
-    dies: dict[int, list[int]] = {}
-    for index, at in last.items():
-        dies.setdefault(at, []).append(index)
-    return dies
-
-
-def classifier_tensors(graph: FlowGraph) -> frozenset[str]:
-    """Tensors of the layer that makes the outputs."""
-    nodes = graph.nodes
-    last = [r.node for node in nodes if node.kind is NodeKind.OUTPUT for r in node.readings]
-    return frozenset(p.tensor for i in last for p in nodes[i].pieces)
-
-
-def kept_units(pair: Pair) -> frozenset[int]:
-    """Nodes whose units keep the anchor's order when the classifier is the anchor's.
-
-    Back to the branches of the last junction (docs/method.md, 6.6).
-    """
-    nodes = pair.anchor.graph.nodes
-    todo = [r.node for node in nodes if node.kind is NodeKind.OUTPUT for r in node.readings]
-    todo = [r.node for i in todo for r in nodes[i].readings]
-    kept: set[int] = set()
-    while todo:
-        index = todo.pop()
-        kept.add(index)
-        node = nodes[index]
-        if node.kind in _KEEPING:
-            todo += [r.node for r in node.readings[:1]]
-        elif node.kind is NodeKind.JUNCTION:
-            kept |= {r.node for r in node.readings if r.role == "branch"}
-    return frozenset(kept)
-
-
-def needed_nodes(pair: Pair) -> list[int]:
-    """Nodes whose units are compared: observed layers and sources that are not fixed."""
-    return [
-        node.index
-        for node in pair.anchor.graph.nodes
-        if node.kind in (NodeKind.LINEAR, NodeKind.SOURCE) and pair.observed(node.index) and not pair.fixed(node.index)
-    ]

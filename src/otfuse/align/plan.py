@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from otfuse.align.otfusion import kept_units, shared_maps
+from otfuse.align.structure import kept_units, shared_maps
 from otfuse.core.graph import NodeKind
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otfuse.align.otfusion import OTFusionWalk, classifier_tensors, magnitude_key, needed_nodes
+from otfuse.align.otfusion import OTFusionWalk
 from otfuse.align.residual import junction_terms, stored_magnitude
+from otfuse.align.structure import classifier_tensors, magnitude_key, needed_nodes
 from otfuse.errors import DataError
 from otfuse.measure.observe import RowFilter
 from otfuse.measure.probe import absolute_means, pair_moments
