@@ -213,13 +213,8 @@ def fuse_checkpoints(
         writer.check_shard_size(shard_size)
     with clock.stage("load"):
         find_device(device)
-        loaded = given.load(
-            [anchor, *sources],
-            device=device,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-            to_fuse=True,
-        )
+        allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+        loaded = given.load([anchor, *sources], device=device, to_fuse=True, **allowed)
         inputs = given.dataset(data, loaded) if data is not None else None
     job = Job(loaded.modules, loaded.names, recipe, inputs, None, batch_size, clock, progress)
     if out is None:

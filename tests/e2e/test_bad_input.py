@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from otfuse.testing.small import masked_lm
@@ -110,36 +109,6 @@ def broken_image(box):
     return box.eval("vit0", box.place / "images")
 
 
-def no_processor(box):
-    (box.place / "images").mkdir()
-    Image.new("L", (8, 8)).save(box.place / "images" / "x.png")
-    folder = box.copy("vit0")
-    (folder / "preprocessor_config.json").unlink()
-    return box.fuse(folder, box.models / "vit1", data=box.place / "images", recipe="otfusion-acts")
-
-
-def broken_tokenizer(box):
-    folder = box.copy("bert1")
-    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
-    return box.against(folder, "bert0")
-
-
-def other_tokens(box):
-    folder = box.copy("bert1")
-    settings = json.loads((folder / "tokenizer.json").read_text())
-    vocab = settings["model"]["vocab"]
-    first, second = [token for token in vocab if len(token) == 1][:2]
-    vocab[first], vocab[second] = vocab[second], vocab[first]
-    (folder / "tokenizer.json").write_text(json.dumps(settings))
-    return box.against(folder, "bert0")
-
-
-def an_adapter(box):
-    folder = box.copy("bert1")
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
-    return box.against(folder, "bert0")
-
-
 def no_tokenizer(box):
     folder = box.copy("bert0")
     for path in folder.glob("tokenizer*"):
@@ -211,10 +180,6 @@ CASES = {
     ),
     "broken image": (broken_image, "cannot be read as an image"),
     "no tokenizer": (no_tokenizer, "text needs a tokenizer"),
-    "no processor": (no_processor, "images need an image processor"),
-    "broken tokenizer": (broken_tokenizer, "tokenizer.json has no vocabulary (model.vocab)"),
-    "other tokens": (other_tokens, "2 tokens have another id in the source than in the anchor"),
-    "an adapter": (an_adapter, "pip install peft"),
     "nan outputs, eval": (lambda b: ["eval", nan_model(b)[0], "--data", b.data / "labelled.npz"], "not numbers (nan)"),
     "nan outputs, fuse": (
         lambda b: [

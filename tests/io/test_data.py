@@ -265,15 +265,6 @@ def test_images_go_through_the_checkpoints_own_processor(channels, tmp_path):
     assert data.labels is None
 
 
-def test_a_folder_without_a_processor_is_told(tmp_path):
-    picture(tmp_path / "images/x.png", 51, (8, 8), "RGB")
-    (tmp_path / "model").mkdir()
-    with pytest.raises(
-        DataError, match=r"^data: images need an image processor, and .*model has none; add its preproc"
-    ):
-        load_data(tmp_path / "images", input_names=["pixel_values"], config=VISION, folder=tmp_path / "model")
-
-
 def test_image_folder_faults(tmp_path):
     empty, mixed, broken = (tmp_path / n for n in ("empty", "mixed", "broken"))
     empty.mkdir()
