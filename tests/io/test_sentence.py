@@ -16,8 +16,12 @@ from safetensors.torch import load_file, save_file
 
 import otfuse
 from otfuse.errors import CheckpointError
+from otfuse.flow.proof.act import act, draw
+from otfuse.fusion.differences import differences
 from otfuse.fusion.sides import traced
 from otfuse.io.checkpoint import load_model, open_checkpoint
+from otfuse.io.describe import describe
+from otfuse.io.parents import given
 from otfuse.io.pooling import Pooling
 from otfuse.io.sentence import is_sentence_folder, sentence_files, transformer_folder
 from otfuse.testing.text import tokenizer
@@ -86,7 +90,7 @@ def test_a_copy_with_its_units_in_another_order_comes_back(name, tmp_path):
     gate = otfuse.verify(anchor)
     gate.require(1e-10)
     model = load_model(open_checkpoint(anchor))
-    side = traced(model, None)
+    side = traced(given(model, "model"), None)
     stream = [s for s in side.graph.free if any("Dense" in m.tensor for m in s.members)]
     assert stream, "the stream does not reach the dense layer"
     weights = act([draw(s, 1) for s in side.graph.free if s.group.name == "PERMUTATION"], side.weights)
@@ -119,6 +123,14 @@ def test_the_command_writes_a_folder_of_the_same_kind(tmp_path, otfuse):
         x, y, mean = (load_file(f / file) for f in (a, b, tmp_path / "out"))
         assert mean.keys() == x.keys()
         assert all(torch.allclose(mean[k], (x[k] + y[k]) / 2) for k in x)
+
+
+def test_layers_that_compute_otherwise_are_told(tmp_path):
+    other = [("Pooling", {"pooling_mode": "cls"}), ("Dense", dense(WIDTH, OUT))]
+    folders = [lay(tmp_path / n, layers) for n, layers in (("a", KINDS["mean and dense"][0]), ("b", other))]
+    (note,) = otfuse.fuse(folders, "vanilla").report.notes
+    assert "1_Pooling.pooling_mode 'cls' (not set)" in note
+    assert differences(describe([open_checkpoint(f) for f in folders])) == [note]
 
 
 def test_files_are_told_by_the_prefix_of_their_names(tmp_path):

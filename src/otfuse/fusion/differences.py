@@ -47,7 +47,7 @@ class Described:
 def described(model: nn.Module, name: str) -> Described:
     """A module in these words."""
     config: Any = getattr(model, "config", None)
-    settings = config.to_dict() if hasattr(config, "to_dict") else {}
+    settings = (config.to_dict() if hasattr(config, "to_dict") else {}) | getattr(model, "layer_settings", {})
     return Described(name, type(model).__name__, settings, {n: tuple(t.shape) for n, t in model.state_dict().items()})
 
 

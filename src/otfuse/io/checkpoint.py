@@ -18,7 +18,7 @@ from otfuse.io.companions import require_whole
 from otfuse.io.headers import TensorInfo, read_json, read_weights, unpickle
 from otfuse.io.quiet import quiet
 from otfuse.io.sentence import base_class, is_sentence_folder, require_layers, sentence_model, transformer_folder
-from otfuse.io.switches import left_out
+from otfuse.io.switches import loading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -209,7 +209,7 @@ def _from_pretrained(checkpoint: Checkpoint, kind: Any, dtype: torch.dtype | Non
                 weights_only=True,
                 ignore_mismatched_sizes=True,  # reported in `info` and refused below, in one sentence
                 output_loading_info=True,
-                **left_out(kind, checkpoint.tensors),
+                **loading(kind, checkpoint.config, checkpoint.folder, checkpoint.tensors),
                 **code,
             )
     except (MemoryError, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Images as the model's ``pixel_values``: with the checkpoint's own image processor, else from its config."""
+"""Images as the model's ``pixel_values``: with the checkpoint's own image processor; of a model without a folder, from its config."""
 
 from __future__ import annotations
 
@@ -100,9 +100,13 @@ def _batches(images: Iterable[Image]) -> Iterator[list[Image]]:
 
 
 def _processor(own: Own) -> Any:
-    folder = own.folder
-    if folder is None or not any((folder / f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor")):
+    if (folder := own.folder) is None:
         return None
+    if not any((folder / f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor")):
+        raise DataError(  # how a trained model's images were scaled cannot be guessed
+            f"data: images need an image processor, and {folder} has none; add its preprocessor_config.json, or give a file of "
+            "arrays of 'pixel_values'"
+        )
     try:
         with quiet():
             from transformers import AutoImageProcessor

@@ -151,13 +151,23 @@ class SentenceModel(nn.Module):
 
     base_model_prefix = TRANSFORMER
 
-    def __init__(self, transformer: nn.Module, layers: Mapping[str, nn.Module], places: Mapping[str, str]) -> None:
-        """``layers`` by name in their order; ``places``: sub-folders by the same names, and that of the transformer."""
+    def __init__(
+        self,
+        transformer: nn.Module,
+        layers: Mapping[str, nn.Module],
+        places: Mapping[str, str],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``layers`` by name in their order; ``places``: sub-folders by the same names, and that of the transformer.
+
+        ``settings`` of the layers by name, as :func:`layer_settings` has them.
+        """
         super().__init__()
         self.add_module(TRANSFORMER, transformer)
         for name, layer in layers.items():
             self.add_module(name, layer)
         self._layers, self._places = tuple(layers), dict(places)
+        self.layer_settings = dict(settings or {})
 
     @property
     def config(self) -> Any:
@@ -211,7 +221,13 @@ def sentence_model(folder: Path, transformer: nn.Module) -> SentenceModel:
             layer.load_state_dict(_stored(folder / module.path), assign=True)
         layers[_name(module)] = layer.to(dtype)
     places = {_name(m): m.path for m in modules[1:]} | {TRANSFORMER: modules[0].path}
-    return SentenceModel(transformer, layers, places).eval()
+    return SentenceModel(transformer, layers, places, layer_settings(folder)).eval()
+
+
+def layer_settings(folder: Path) -> dict[str, Any]:
+    """The settings of all layers by their names, none where the folder is no such one."""
+    modules = listed(folder)[1:] if is_sentence_folder(folder) else []
+    return {_name(module): _settings(folder, module) | {"type": str(module.kind)} for module in modules}
 
 
 def _stored(place: Path) -> dict[str, torch.Tensor]:
@@ -226,19 +242,24 @@ def _name(module: Listed) -> str:
 
 
 def _layer(folder: Path, module: Listed) -> nn.Module:
-    path = folder / module.path / "config.json"
-    settings = read_json(path) if module.path and path.is_file() else {}
     try:
         with torch.device("meta"):  # nothing is drawn: the values are those of the file
-            return LAYERS[str(module.kind)](**_plain(settings))
+            return LAYERS[str(module.kind)](**_plain(_settings(folder, module)))
     except (TypeError, ValueError, KeyError) as error:
         msg = f"checkpoint {folder}: {module.path}/config.json does not describe a {module.kind} layer ({error}); download it again"
         raise CheckpointError(msg) from None
 
 
-def _plain(settings: Any) -> dict[str, Any]:
-    if not isinstance(settings, dict):
-        msg = f"a {type(settings).__name__} instead of settings by name"
+def _settings(folder: Path, module: Listed) -> dict[str, Any]:
+    path = folder / module.path / "config.json"
+    found = read_json(path) if module.path and path.is_file() else {}
+    if not isinstance(found, dict):
+        msg = f"a {type(found).__name__} instead of settings by name"
         raise TypeError(msg)
+    return found
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as arguments."""
     function = settings.get("activation_function")
     return settings if function is None else settings | {"activation_function": activation(str(function))}

@@ -15,7 +15,7 @@ from otfuse.io.checkpoint import first_line, model_class, require_keys
 from otfuse.io.keys import Keys, converted, resolve
 from otfuse.io.quiet import quiet
 from otfuse.io.sentence import TRANSFORMER, sentence_model
-from otfuse.io.switches import left_out
+from otfuse.io.switches import loading
 from otfuse.program.weights import Weights
 
 if TYPE_CHECKING:
@@ -31,20 +31,25 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, *, like: nn.Module | No
 
     Raises CheckpointError if transformers cannot make it.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, GenerationConfig
     from transformers.initialization import no_init_weights
 
     wanted: Any = model_class(checkpoint) if like is None else type(like)
     code = {"trust_remote_code": True} if checkpoint.trust_remote_code else {}
     try:
         with quiet(), no_init_weights():
+            chosen = loading(wanted, checkpoint.config, checkpoint.folder, checkpoint.tensors)
             reader = getattr(wanted, "config_class", None) or AutoConfig
-            config = reader.from_pretrained(checkpoint.folder, local_files_only=True, **code)
-            code |= left_out(wanted, checkpoint.tensors) if issubclass(wanted, nn.Module) else {}
+            config = chosen.pop("config", None) or reader.from_pretrained(
+                checkpoint.folder, local_files_only=True, **code
+            )
+            generation = chosen.pop("generation_config", None)
             make = wanted._from_config if issubclass(wanted, nn.Module) else wanted.from_config  # noqa: SLF001  # what it calls
-            model = make(config, dtype=dtype, **code)
+            model = make(config, dtype=dtype, **(chosen if issubclass(wanted, nn.Module) else code))
         with quiet():
             model.tie_weights()
+            if generation is None and (checkpoint.folder / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder, local_files_only=True)
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # noqa: BLE001 - whatever a config makes transformers raise

@@ -22,6 +22,7 @@ from otfuse.io.checkpoint import finite, load_model, open_checkpoint
 from otfuse.io.companions import copy_companions
 from otfuse.io.quiet import quiet
 from otfuse.io.staging import nearest, staged, sweep, try_writing
+from otfuse.io.switches import restored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -153,7 +154,8 @@ def _settle_config(folder: Path, anchor: Checkpoint, dtype: torch.dtype | None) 
     if not path.is_file():
         return
     config = json.loads(path.read_text(encoding="utf-8"))
-    wanted = kinds.settled(config, anchor.config if dtype is None else str(dtype).removeprefix("torch."))
+    own = restored(config, anchor.config)
+    wanted = kinds.settled(own, anchor.config if dtype is None else str(dtype).removeprefix("torch."))
     if wanted != config:
         path.write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
