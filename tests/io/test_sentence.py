@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from otfuse.flow.act import act, draw
 from safetensors.torch import load_file, save_file
 
 import otfuse
