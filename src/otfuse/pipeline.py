@@ -138,11 +138,9 @@ def fuse_checkpoints(
         require_data(recipe, data)
         writer.check_target(out, beside=names)
         writer.check_shard_size(shard_size)
-    plain = recipe.scheme == "average"
+    plain, allowed = recipe.scheme == "average", {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     with clock.stage("load"):
-        family = Family(
-            names, device=device, plain=plain, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
-        )
+        family = Family(names, device=device, plain=plain, **allowed)
         inputs = None if plain else family.dataset(data)
     with family:
         job = Job(family.parents, recipe, inputs, None, batch_size, clock, progress)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from rich.console import RenderableType
+
+
+_PATIENCE = 5.0  # seconds of a stage before more is told of it, and between one line and the next
 
 
 def is_main() -> bool:
@@ -119,22 +123,43 @@ def _configure(*, verbose: bool) -> None:
 
 
 def _lines() -> Callable[[str, int, int], None]:
-    seen: set[str] = set()
+    """A line per stage; of one that takes longer than some seconds also how much is done, and what is left at that rate."""
+    begun: dict[str, float] = {}
+    told: dict[str, float] = {}
 
-    def progress(stage: str, _done: int, _total: int) -> None:
-        if stage not in seen:
-            seen.add(stage)
+    def progress(stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage not in begun:
+            begun[stage] = told[stage] = now
             say(f"otfuse: {stage}")
+        elif 0 < done < total and now - told[stage] >= _PATIENCE:
+            told[stage] = now
+            say(f"otfuse: {stage}: {done} of {total} done, {left(now - begun[stage], done, total)} left")
 
     return progress
+
+
+def left(seconds: float, done: int, total: int) -> str:
+    """About how long the rest will take, if what is ``done`` took so many ``seconds``."""
+    rest = seconds / done * (total - done)
+    return f"about {rest:.0f} s" if rest < 100 else f"about {rest / 60:.0f} min"
 
 
 @contextmanager
 def _bars() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, Any] = {}
 

@@ -1,0 +1,30 @@
+"""What stderr tells of a stage that takes long: how much is done, and how long the rest will take."""
+
+from __future__ import annotations
+
+from otfuse.cli import output
+
+
+def test_a_long_stage_tells_how_far_it_is(monkeypatch, capsys):
+    seconds = iter([0.0, 1.0, 6.0, 7.0, 12.0, 20.0])  # what a clock would say at each call
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(seconds))
+    with output.reporting(quiet=False, verbose=False) as progress:
+        for done in range(6):
+            progress("align", done, 5)
+    assert capsys.readouterr().err.splitlines() == [
+        "otfuse: align",
+        "otfuse: align: 2 of 5 done, about 9 s left",
+        "otfuse: align: 4 of 5 done, about 3 s left",
+    ]
+
+
+def test_a_short_stage_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(output.time, "monotonic", lambda: 3.0)
+    with output.reporting(quiet=False, verbose=False) as progress:
+        for done in range(4):
+            progress("align", done, 3)
+    assert capsys.readouterr().err == "otfuse: align\n"
+
+
+def test_minutes_where_there_are_many_seconds():
+    assert output.left(60, 1, 11) == "about 10 min"
