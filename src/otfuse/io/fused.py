@@ -13,7 +13,7 @@ from otfuse.io.companions import copy_companions
 from otfuse.io.keys import Group, reverted
 from otfuse.io.shards import Shards, layout
 from otfuse.io.staging import staged
-from otfuse.io.writer import one_sentence, shard_bytes
+from otfuse.io.writer import check_target, one_sentence, shard_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -83,31 +83,27 @@ def fused_files(
 
     Until then everything lies in a hidden folder beside ``out``, which vanishes on any exception. Raises OutputError.
     """
-    checkpoint = anchor.stored.checkpoint
-    entries = layout(_entries(anchor, dtype), None if shard_size is None else shard_bytes(shard_size))
+    checkpoint, entries = anchor.stored.checkpoint, _entries(anchor, dtype)
+    check_target(out, need=sum(torch.Size(shape).numel() * kind.itemsize for _, (kind, shape) in entries.values()))
+    files = layout(entries, None if shard_size is None else shard_bytes(shard_size))
     with one_sentence(out), staged(out) as folder:
-        cut = len([file for file in entries if "/" not in file]) > 1
-        shards = Shards(folder, entries, index=cut, target=out, inner=anchor.stored.inner)
+        cut = len([file for file in files if "/" not in file]) > 1
+        shards = Shards(folder, files, index=cut, target=out, inner=anchor.stored.inner)
         try:
-            files = FusedFiles(anchor, shards)
-            yield files
-            files.finish()
+            sink = FusedFiles(anchor, shards)
+            yield sink
+            sink.finish()
         finally:
             shards.abandon()
         write_config(folder / _place(checkpoint), checkpoint, dtype)
         copy_companions(checkpoint.root or checkpoint.folder, folder)
-        for name, text in files.texts.items():
+        for name, text in sink.texts.items():
             (folder / name).write_text(text(), encoding="utf-8")
 
 
 def _place(checkpoint: Checkpoint) -> Path:
     """Where the config lies below the folder that was given."""
     return checkpoint.folder.relative_to(checkpoint.root or checkpoint.folder)
-
-
-def needed_bytes(anchor: FileParent, dtype: torch.dtype | None) -> int:
-    """Bytes that the weights will take."""
-    return sum(torch.Size(shape).numel() * kind.itemsize for _, (kind, shape) in _entries(anchor, dtype).values())
 
 
 def _entries(anchor: FileParent, dtype: torch.dtype | None) -> dict[str, tuple[str, Entry]]:
