@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from otfuse.core.graph import FlowGraph, NodeKind
+from otfuse.core.graph import FlowGraph, NodeKind, unreached
 from otfuse.core.space import Group
 from otfuse.errors import RuleError
 from otfuse.flow.freeze import flow_nodes
@@ -15,6 +15,7 @@ from otfuse.flow.reach import Reach
 from otfuse.flow.registry import entry_of, operator_name
 from otfuse.flow.spaces import Draft, SpaceBuilder
 from otfuse.program.inputs import examples
+from otfuse.program.run import Questions
 from otfuse.program.whereabouts import where
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def derive(program: Program, *, holds: Callable[[Space], bool | None] = lambda _
         by_leaf.setdefault(draft.leaf, []).append(draft.space)
     nodes = flow_nodes(program, facts, by_leaf, reach)
     uses = _uses(nodes)
-    return FlowGraph(
+    graph = FlowGraph(
         spaces=tuple(_as_stream(_as_used(draft.space, uses), nodes) for draft in drafts),
         nodes=nodes,
         shapes=program.shapes,
@@ -52,10 +53,16 @@ def derive(program: Program, *, holds: Callable[[Space], bool | None] = lambda _
         unread=tuple(name for name, first in program.ties.items() if first not in facts.live),
         notes=tuple(_notes(program, facts)),
     )
+    lost = unreached(graph)
+    note = f"on these inputs no prediction depends on {', '.join(lost)}"
+    return replace(graph, notes=(*graph.notes, note)) if lost else graph
 
 
 def _notes(program: Program, facts: Facts) -> Iterator[str]:
     yield from (f"no rule for {name} ({count} x)" for name, count in facts.unknown_names().items())
+    if program.asked:
+        asked = ", ".join(Questions(program).inputs())
+        yield f"what is computed depends on values of {asked}: the graph holds for inputs that are alike in these"
     if examples(program.inputs) == 1:
         yield "traced on one example, because several are not taken: what mixes examples with units would not be seen"
 

@@ -12,7 +12,7 @@ from otfuse.flow.carried import Scores, row
 from otfuse.flow.nodes import reading
 from otfuse.flow.registry import Family, entry_of, operator_name
 from otfuse.flow.steps.linear import attention, contraction, convolution, similarity
-from otfuse.flow.steps.meeting import pointwise
+from otfuse.flow.steps.meeting import placed, pointwise
 from otfuse.flow.steps.moving import layout
 from otfuse.flow.steps.rows import lookup, norm, pool, reduction
 from otfuse.flow.trail import Trail
@@ -36,6 +36,7 @@ _STEPS: dict[Family, Callable[[Trail, fx.Node], Any]] = {
     Family.ATTENTION: attention,
     Family.NORM: norm,
     Family.LOOKUP: lookup,
+    Family.PLACED: placed,
     Family.REDUCTION: reduction,
     Family.POOL: pool,
 }
