@@ -10,7 +10,10 @@ from otfuse.cli.output import say
 from otfuse.errors import OtfuseError
 
 INTERRUPTED = "interrupted; nothing unfinished was left behind"
-_IN_PYTHON = "; example_inputs are an argument of the Python functions, on the command line only 'otfuse fuse' takes inputs, by --data"
+_IN_PYTHON = (
+    "; example_inputs are an argument of the Python functions, on the command line only 'otfuse fuse' takes inputs, by "
+    "--data, and its --recipe vanilla needs no trace"
+)
 _MEMORY = "out of memory; give a smaller --batch-size, or a machine with more memory"
 
 

@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
+from otfuse.core.counted import places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import numpy as np
     from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+    Counts = Mapping[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """``inputs[name][example, ...]`` named as the model's own inputs; ``labels[example, ...]`` or None."""
+    """``inputs[name][example, ...]`` named as the model's own inputs; ``labels[example, ...]`` or None.
 
-    inputs: Mapping[str, NDArray[np.generic]]
+    ``counts[name][example]``: how many rows of that array each example has, where it is not one (several images, patches
+    that a grid counts); they lie one example after another.
+    """
+
+    inputs: Arrays
     labels: NDArray[np.generic] | None = None
+    counts: Counts = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """Number of examples."""
-        return len(next(iter(self.inputs.values())))
+        name = next(iter(self.inputs))
+        return len(self.counts.get(name, self.inputs[name]))
 
     def take(self, rows: NDArray[np.int64] | slice) -> Dataset:
         """The examples at ``rows``, in that order."""
         labels = None if self.labels is None else self.labels[rows]
-        return Dataset({name: array[rows] for name, array in self.inputs.items()}, labels)
+        return Dataset(taken(self.inputs, self.counts, rows), labels, {n: c[rows] for n, c in self.counts.items()})
 
     def batches(self, batch_size: int) -> Iterator[Dataset]:
         """Consecutive batches; the last may be smaller."""
         for start in range(0, self.size, batch_size):
             yield self.take(slice(start, start + batch_size))
+
+
+def taken(inputs: Arrays, counts: Counts, rows: NDArray[np.int64] | slice) -> dict[str, NDArray[np.generic]]:
+    """Arrays of the examples at ``rows``."""
+    return {name: array[places(counts[name], rows) if name in counts else rows] for name, array in inputs.items()}

@@ -133,3 +133,24 @@ class FlowGraph:
             if space.id == space_id:
                 return space
         raise KeyError(space_id)
+
+
+def unreached(graph: FlowGraph) -> list[str]:
+    """Modules of whose tensors no prediction depends on any, as ``model.vision_tower (28 tensors)``; single tensors by name."""
+    every, lost = set(graph.shapes), set(graph.unread)
+    whole = {
+        prefix
+        for prefix in {
+            ".".join(parts[:n]) for parts in (name.split(".") for name in lost) for n in range(1, len(parts))
+        }
+        if all(name in lost for name in every if name.startswith(f"{prefix}."))
+    }
+    found: dict[str, int] = {}
+    for name in graph.unread:
+        parts = name.split(".")
+        prefixes = (".".join(parts[:n]) for n in range(1, len(parts)))
+        place = next((prefix for prefix in prefixes if prefix in whole), name)
+        found[place] = found.get(place, 0) + 1
+    return [
+        place if place in every else f"{place} ({count} tensor{'s' * (count > 1)})" for place, count in found.items()
+    ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto as tables
 
-from otfuse.core.dataset import Dataset
+from otfuse.core.dataset import Dataset, taken
 from otfuse.errors import DataError
 from otfuse.evaluate.run import NOT_PASSED, call, evaluating, positional, to_tensors, unwrapped_forward
 
@@ -45,6 +45,7 @@ class Batch:
 
     inputs: dict[str, NDArray[Any]]
     targets: NDArray[np.int64]
+    counts: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -53,7 +54,8 @@ class Batch:
 
     def take(self, rows: slice) -> Batch:
         """The examples at ``rows``."""
-        return Batch({name: array[rows] for name, array in self.inputs.items()}, self.targets[rows])
+        counts = {name: each[rows] for name, each in self.counts.items()}
+        return Batch(taken(self.inputs, self.counts, rows), self.targets[rows], counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Task:
                 f"labels reach from {counted.min()} to {counted.max()}, but the model has {self.classes} classes: "
                 f"labels are 0 to {self.classes - 1} (or {IGNORE} for none)"
             )
-        return Batch(inputs, targets)
+        return Batch(inputs, targets, part.counts)
 
     def predict(self, model: nn.Module, like: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
         """``logits[prediction, class]`` and ``targets[prediction]`` of the predictions that count, examples in order.
@@ -180,7 +182,7 @@ def perplexity(loss: float) -> float:
 
 
 def _check(data: Dataset) -> None:
-    lengths = {name: len(array) for name, array in data.inputs.items()}
+    lengths = {name: len(data.counts.get(name, array)) for name, array in data.inputs.items()}
     if not lengths or min(lengths.values()) == 0:
         raise DataError("the data are empty; give at least one example")
     if data.labels is not None:
@@ -240,6 +242,7 @@ def _kind(model: nn.Module, data: Dataset, dims: int, *, told: bool, paired: boo
 @cache
 def _declared(bases: tuple[str, ...], loss_type: str | None) -> Kind | None:
     causal = set(tables.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    causal |= set(tables.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values())
     masked = set(tables.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
     for name in bases:  # a user's subclass is what its parent is
         if name in causal or name in masked:

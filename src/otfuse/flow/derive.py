@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from otfuse.core.graph import FlowGraph, NodeKind
+from otfuse.core.graph import FlowGraph, NodeKind, unreached
 from otfuse.flow.follow.reach import Reach
 from otfuse.flow.layers.freeze import flow_nodes
 from otfuse.flow.rules.interpret import interpret
@@ -12,6 +13,7 @@ from otfuse.flow.spaces.build import Holds, SpaceBuilder
 from otfuse.flow.spaces.ignorance import refuse_ignorance
 from otfuse.flow.spaces.uses import as_stream, as_used, uses_of
 from otfuse.program.inputs import examples
+from otfuse.program.run import Questions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +47,7 @@ def derive(program: Program, *, holds: Holds = lambda trials: [None] * len(trial
 
     uses = uses_of(nodes)
     streams = {space for node in nodes if node.kind is NodeKind.JUNCTION for space in node.written_spaces}
-    return FlowGraph(
+    graph = FlowGraph(
         spaces=tuple(as_stream(as_used(draft.space, uses), streams) for draft in drafts),
         nodes=nodes,
         shapes=program.shapes,
@@ -53,9 +55,15 @@ def derive(program: Program, *, holds: Holds = lambda trials: [None] * len(trial
         unread=tuple(name for name, first in program.ties.items() if first not in facts.live),
         notes=tuple(_notes(program, facts)),
     )
+    lost = unreached(graph)
+    note = f"on these inputs no prediction depends on {', '.join(lost)}"
+    return replace(graph, notes=(*graph.notes, note)) if lost else graph
 
 
 def _notes(program: Program, facts: Facts) -> Iterator[str]:
     yield from (f"no rule for {name} ({count} x)" for name, count in facts.unknown_names().items())
+    if program.asked:
+        asked = ", ".join(Questions(program).inputs())
+        yield f"what is computed depends on values of {asked}: the graph holds for inputs that are alike in these"
     if examples(program.inputs) == 1:
         yield "traced on one example, because several are not taken: what mixes examples with units would not be seen"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from otfuse.align.pair import Pair
 from otfuse.align.scheme import measure, needs_data, set_aside, walk
+from otfuse.core.graph import unreached
 from otfuse.errors import DataError, UsageError
 from otfuse.fusion.apply import complete, fused, mixed
 from otfuse.fusion.choose import best_regulariser
@@ -72,6 +73,8 @@ class Job:
                 inputs = first_batch(anchor, self.data, self._batch)
             found = sides(self.parents, inputs, lambda side: set_aside(side, self.recipe) | self._lacking)
         self._sides, self.caches = found, found[0].program.caches
+        if lost := unreached(found[0].graph):
+            self._notes.append(f"no example input reaches {', '.join(lost)}: there the anchor's own tensors are kept")
         return [Pair(found[0], side) for side in found[1:]]
 
     def run(self, sink: Sink, *, verify: bool, keep: bool = False) -> tuple[list[Alignment], dict[str, float] | None]:

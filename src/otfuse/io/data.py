@@ -14,6 +14,7 @@ import numpy as np
 from otfuse.core.dataset import Dataset
 from otfuse.errors import DataError
 from otfuse.io.companions import Own
+from otfuse.io.counted import counts, laid_out
 from otfuse.io.fit import check_fits, shift_right
 
 if TYPE_CHECKING:
@@ -71,21 +72,23 @@ def from_arrays(
 ) -> Dataset:
     """A checked dataset from arrays (or tensors) by name; ``labels`` are optional. Raises :class:`DataError`."""
     config = config or {}
+    arrays = laid_out(arrays)
     names = _names(arrays, input_names, where)
     if require_labels and "labels" not in names:
         raise DataError(f"data {where}: no labels, which are needed here; add an array 'labels'")
     checked = {name: _convert(name, arrays[name], config, where) for name in names}
-    first = names[0]
+    several = counts(checked, config, where)
+    first, sizes = names[0], {name: len(several.get(name, array)) for name, array in checked.items()}
     for name, array in checked.items():
-        if len(array) != len(checked[first]):
+        if sizes[name] != sizes[first]:
             raise DataError(
-                f"data {where}: {name!r} has {len(array)} examples, {first!r} has {len(checked[first])}; give as many of each"
+                f"data {where}: {name!r} has {sizes[name]} examples, {first!r} has {sizes[first]}; give as many of each"
             )
         if array.size == 0:
             raise DataError(f"data {where}: {name!r} is empty; give at least one example")
     labels = checked.pop("labels", None)
     _add_decoder_ids(checked, labels, input_names, config, where)
-    dataset = Dataset(checked, labels)
+    dataset = Dataset(checked, labels, several)
     check_fits(dataset, config, where=where)
     return dataset
 

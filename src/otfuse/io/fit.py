@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otfuse.errors import DataError
+from otfuse.io.counted import beyond, joins
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +70,7 @@ def check_fits(dataset: Dataset, config: Mapping[str, Any], *, where: str = "dat
 
     Only what ``config`` (a checkpoint's config.json) states is checked. Raises :class:`DataError`.
     """
-    if (pixels := dataset.inputs.get("pixel_values")) is not None:
+    if (pixels := dataset.inputs.get("pixel_values")) is not None and "image_grid_thw" not in dataset.inputs:
         _check_images(pixels, config, where)
     for name, part in (("input_ids", "text"), ("decoder_input_ids", "decoder")):
         if (ids := dataset.inputs.get(name)) is not None:
@@ -96,6 +97,8 @@ def _check_images(pixels: NDArray[np.generic], config: Mapping[str, Any], where:
         return  # videos have an axis more, and models differ in where
     wanted = [f"{channels or 'channels'}", *(map(str, size) if size else ("height", "width"))]
     have = [str(n) for n in pixels.shape[1:]]
+    if len(have) > 3 and joins(config):  # several images, or tiles of one, in each example; cut or padded as they come
+        have, wanted = have[-3:], [wanted[0], "height", "width"]
     if len(have) == 3 and all(w == h or not w.isdigit() for w, h in zip(wanted, have, strict=True)):
         return
     last = len(have) == 3 and have[2] == wanted[0] != have[0]
@@ -112,7 +115,7 @@ def _check_tokens(name: str, ids: NDArray[np.generic], config: Mapping[str, Any]
         raise DataError(f"data {where}: {name!r} has shape {_shape(ids.shape)}, wanted [examples, tokens]; reshape it")
     vocabulary, most = setting(config, "vocab_size", part), positions(config, part)
     if isinstance(vocabulary, int):
-        _check_range(name, ids, vocabulary, "tokens of the vocabulary", where)
+        _check_range(name, ids, max(vocabulary, beyond(config)), "tokens of the vocabulary", where)
     if most is not None and ids.shape[1] > most:
         raise DataError(
             f"data {where}: {name!r} has {ids.shape[1]} tokens per example, the model takes {most}; cut them"

@@ -15,7 +15,7 @@ from otfuse.errors import DataError
 from otfuse.measure.moments import AbsoluteMean, Moments, PairMoments
 from otfuse.measure.observe import Part
 from otfuse.program.inputs import examples
-from otfuse.program.run import Runner
+from otfuse.program.run import Questions, Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -172,12 +172,19 @@ def probe_batches(
     program: Program, data: Dataset, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[tuple[Part, Inputs]]:
     """Batches of the program's own size; the last is filled up with its own examples again."""
-    size = examples(program.inputs)
+    size, questions = examples(program.inputs), Questions(program)
     for done, batch in enumerate(data.batches(size)):
         if progress is not None:
             progress(done * size, data.size)
         rows = np.arange(size) % batch.size
-        yield Part(batch.size, size), as_inputs(program, batch.take(rows))
+        inputs = as_inputs(program, batch.take(rows))
+        if questions.answered_anew(inputs):
+            raise DataError(
+                f"data: examples {done * size} to {done * size + batch.size - 1} lead the model another way than the first "
+                f"{size}: what it computes depends on {', '.join(questions.inputs())}; give examples that are alike in these "
+                "(images of one size, at the same places)"
+            )
+        yield Part(batch.size, size), inputs
     if progress is not None:
         progress(data.size, data.size)
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_leaves
 
 from otfuse.errors import TraceError
 from otfuse.program.angles import only_angles
@@ -30,13 +32,13 @@ from otfuse.program.inputs import (
     split_inputs,
     telling_number,
 )
+from otfuse.program.main import Main
 from otfuse.program.memory import clashes, written
-from otfuse.program.outputs import main_outputs
 from otfuse.program.runs import plain_runs
 from otfuse.program.state import Slot, evaluating, held, slots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +49,8 @@ class Program:
     ``constants`` holds the other placeholders' tensors; ``users`` are the placeholders of the inputs, in the order of
     ``inputs``; ``outputs`` are the nodes that predictions are made of; ``ties`` maps every stored name to its first;
     ``caches`` are attributes that a forward pass fills with what it computed: without them it computes the same.
+    ``asked`` are nodes whose values forward asked for, with the answers that the example gave: the program holds for inputs
+    that give the same.
     """
 
     graph: fx.Graph
@@ -59,6 +63,7 @@ class Program:
     ties: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     caches: tuple[Slot, ...] = ()
+    asked: tuple[tuple[fx.Node, torch.Tensor], ...] = ()
 
     def live(self) -> set[fx.Node]:
         """Nodes that an output depends on: dead code must not constrain.
@@ -73,20 +78,6 @@ class Program:
             live.add(node)
             todo += node.all_input_nodes
         return live
-
-
-class _Main(nn.Module):
-    """The module, returning only what it is for; ``after`` is called when it has run."""
-
-    def __init__(self, model: nn.Module, after: Callable[[], None]) -> None:
-        super().__init__()
-        self.model, self.after = model, after
-        self.keywords = forward_keywords(model)
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
-        outputs = main_outputs(self.model(*args, **(self.keywords | kwargs)))
-        self.after()
-        return outputs
 
 
 def export(model: nn.Module, inputs: Inputs | None = None) -> Program:
@@ -109,45 +100,74 @@ def _traced(model: nn.Module, inputs: Inputs) -> Program:
     args = tuple(_to(value, device) for value in args)
     kwargs = {name: _to(value, device) for name, value in kwargs.items()}
     try:
-        exported, caches = _exported(model, args, kwargs)
+        exported, caches, answers = _exported(model, args, kwargs)
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        _refuse_unfit(model, args, kwargs)
         raise TraceError(
-            f"{type(model).__name__} cannot be traced by torch.export: {reason.strip()[:300]}; "
+            f"{type(model).__name__} cannot be traced by torch.export: {_reason(error)}; "
             "give other example_inputs, or rewrite that part of forward without branches on data"
         ) from error
     _refuse_hidden_writes(model, _clashes(exported))
-    program = _program(model, exported, inputs, caches)
+    program = _program(model, exported, inputs, caches, answers)
     _refuse_left_over(model, program)
     _refuse_unknown_sizes(model, program)
     return program
 
 
-def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Slot, ...]]:
-    """The program as torch has it, and the caches: what an earlier forward pass left must not pass for a constant.
+def _reason(error: Exception) -> str:
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line.strip()[:300]
 
-    An attribute with a tensor is a cache if forward, where it is missing, makes it again.
+
+def _refuse_unfit(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """TraceError in the module's own words if it does not run on these inputs either."""
+    if any(p.is_meta for p in model.parameters()):
+        return
+    try:
+        with evaluating(model), quiet(), torch.no_grad():
+            model(*args, **(forward_keywords(model) | kwargs))
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} does not run on these inputs: {_reason(error)}; give other example_inputs"
+        ) from error
+
+
+def _exported(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Slot, ...], Sequence[torch.Tensor]]:
+    """The program as torch has it; the caches; and the answers to what forward asked of its inputs' values.
+
+    What an earlier forward pass left must not pass for a constant: an attribute with a tensor is a cache if forward, where
+    it is missing, makes it again. Only a model of a library (it has a config) is answered: a module of the user's own that
+    branches on data is the user's to mend.
     """
+    example = [_real(leaf) for leaf in tree_leaves((args, kwargs))] if hasattr(model, "config") else None
 
-    def run(without: tuple[Slot, ...]) -> tuple[Any, set[Slot]]:
-        filled = set[Slot]()
-        main = _Main(model, lambda: filled.update(slot for slot in without if held(model, slot)))
-        with evaluating(model, without), quiet(), torch.no_grad():
+    def run(without: tuple[Slot, ...]) -> tuple[Any, set[Slot], Sequence[torch.Tensor]]:
+        filled, told = set[Slot](), list[torch.Tensor]()
+
+        def after(answers: list[torch.Tensor]) -> None:
+            filled.update(slot for slot in without if held(model, slot))
+            told[:] = answers
+
+        main = Main(model, after, example)
+        with evaluating(model, without), quiet(), torch.no_grad(), _unprinted():
             exported = torch.export.export(main, args, kwargs, strict=False)
             found = _clashes(exported)
-            if found and all(told for _, told in found):  # writes through views are made plain
+            if found and all(named for _, named in found):  # writes through views are made plain
                 exported = exported.run_decompositions({})
-        return exported, filled
+        return exported, filled, told
 
-    exported, caches = None, tuple[Slot, ...]()
+    best, caches = None, tuple[Slot, ...]()
     for group in slots(model):
         for missing in (group, [slot._replace(absent=True) for slot in group]):
             with contextlib.suppress(Exception):  # whatever forward makes of a constant that is missing
-                tried, filled = run((*caches, *missing))
-                if filled & set(missing):
-                    exported, caches = tried, (*caches, *missing)
+                tried = run((*caches, *missing))
+                if tried[1] & set(missing):
+                    best, caches = tried, (*caches, *missing)
                     break
-    return exported if exported is not None else run(())[0], caches
+    exported, _, answers = best or run(())
+    return exported, caches, answers
 
 
 def _refuse_left_over(model: nn.Module, program: Program) -> None:
@@ -174,7 +194,7 @@ def _refuse_unknown_sizes(model: nn.Module, program: Program) -> None:
         if any(not isinstance(n, int) for value in values for n in value.shape):
             raise TraceError(
                 f"{type(model).__name__} cannot be traced: the size of what {node.target} gives depends on the data; "
-                "rewrite that part of forward with fixed sizes"
+                "give other example_inputs, or rewrite that part of forward with fixed sizes"
             )
 
 
@@ -195,7 +215,9 @@ def _clashes(exported: Any) -> list[tuple[str, bool]]:
     return list(clashes(module.graph))
 
 
-def _program(model: nn.Module, exported: Any, inputs: Inputs, caches: tuple[Slot, ...]) -> Program:
+def _program(
+    model: nn.Module, exported: Any, inputs: Inputs, caches: tuple[Slot, ...], answers: Sequence[torch.Tensor]
+) -> Program:
     ties, shapes = stored(model)
     parameters, constants, users = dict[str, str](), dict[str, torch.Tensor](), list[str]()
     untrained: dict[str, torch.Tensor] = {}
@@ -213,19 +235,13 @@ def _program(model: nn.Module, exported: Any, inputs: Inputs, caches: tuple[Slot
             constants[name] = exported.constants[spec.target]
     graph = exported.graph_module.graph
     _inline_modes(exported.graph_module)
-    given: Any = next(node for node in graph.nodes if node.op == "output").args[0]
-    kinds = [spec.kind for spec in exported.graph_signature.output_specs]
     program = Program(
         graph=graph,
         module=exported.graph_module,
         parameters=parameters,
         constants=constants,
         users=tuple(users),
-        outputs=tuple(
-            node
-            for node, kind in zip(given, kinds, strict=True)
-            if kind is OutputKind.USER_OUTPUT and isinstance(node, fx.Node)
-        ),
+        outputs=(),
         inputs=inputs,
         ties=ties,
         shapes=shapes,
@@ -233,7 +249,20 @@ def _program(model: nn.Module, exported: Any, inputs: Inputs, caches: tuple[Slot
     )
     _hold_angles(program, untrained)
     plain_runs(graph, constants)
-    return program
+    return replace(program, **_results(exported, answers))
+
+
+def _results(exported: Any, answers: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """What comes out: predictions, then what was asked."""
+    given: Any = next(node for node in exported.graph_module.graph.nodes if node.op == "output").args[0]
+    kinds = [spec.kind for spec in exported.graph_signature.output_specs]
+    results = [node for node, kind in zip(given, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
+    count = len(results) - len(answers)
+    asked = zip(results[count:], answers, strict=True)
+    return {
+        "outputs": tuple(node for node in results[:count] if isinstance(node, fx.Node)),
+        "asked": tuple((node, answer) for node, answer in asked if isinstance(node, fx.Node)),
+    }
 
 
 def _hold_angles(program: Program, untrained: dict[str, torch.Tensor]) -> None:
@@ -296,6 +325,11 @@ def stored(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[int, ...]]
     return ties, shapes
 
 
+def _unprinted() -> contextlib.redirect_stderr[io.StringIO]:
+    """PyTorch prints the whole program where it cannot go on."""
+    return contextlib.redirect_stderr(io.StringIO())
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Libraries below do not speak to the user."""
@@ -307,6 +341,10 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+def _real(value: Any) -> Any:
+    return value.detach().cpu().clone() if isinstance(value, torch.Tensor) and not value.is_meta else None
 
 
 def _to(value: Any, device: torch.device) -> Any:

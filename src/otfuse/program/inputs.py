@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from otfuse.core.counted import places, rows_of
 from otfuse.errors import TraceError
+from otfuse.program.media import image_shape, lookup, placed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator
 
     from torch import nn
 
@@ -42,9 +46,12 @@ def example_inputs(model: nn.Module, *, batch: int = 2) -> dict[str, torch.Tenso
     parameters = inspect.signature(model.forward).parameters
     chance = torch.Generator().manual_seed(0)
     made = {name: make(model, batch, chance) for name, make in makers.items() if name in parameters}
+    tokens = made.get("input_ids")
+    if tokens is not None:
+        made |= placed(model, tokens, chance) or {}
     if "decoder_input_ids" in made and not getattr(config, "is_encoder_decoder", False):
         del made["decoder_input_ids"]
-    inputs = {name: value for name, value in made.items() if value is not None}
+    inputs = {name: value for name in parameters if (value := made.get(name)) is not None}
     required = [
         p.name
         for p in parameters.values()
@@ -83,16 +90,23 @@ def examples(inputs: Inputs, dim: int = 0) -> int:
 def resized(inputs: Inputs, number: int, dim: int = 0) -> Inputs:
     """The inputs with so many examples (or so long along ``dim``): those given, again and again.
 
-    Every tensor as long there as the first one counts as one of them.
+    Every tensor as long there as the first one counts as one of them, and what has several rows for each example.
     """
     given = examples(inputs, dim)
+    several = rows_of(inputs, given) if isinstance(inputs, Mapping) and dim == 0 and given else {}
 
-    def again(value: Any) -> Any:
+    def again(value: Any, rows: Any = None) -> Any:
+        if rows is not None:
+            return value.index_select(0, torch.from_numpy(places(rows, np.arange(number) % given)).to(value.device))
         held = isinstance(value, torch.Tensor) and value.ndim > dim and value.shape[dim] == given > 0
         return value.index_select(dim, torch.arange(number, device=value.device) % given) if held else value
 
-    args, kwargs = tree_map(again, split_inputs(inputs))
-    return args if isinstance(inputs, tuple) else kwargs  # type: ignore[no-any-return]
+    if isinstance(inputs, Mapping):
+        return {
+            name: again(value, several.get(name)) if name in several else tree_map(again, value)
+            for name, value in inputs.items()
+        }
+    return tree_map(again, inputs)  # type: ignore[no-any-return]
 
 
 def telling_number(sizes: Iterable[int]) -> int:
@@ -101,27 +115,10 @@ def telling_number(sizes: Iterable[int]) -> int:
     return next(n for n in count(2) if all(n % k for k in range(2, n)) and all(size % n for size in known))
 
 
-def lookup(config: Any, *names: str) -> Any:
-    """The first of ``names`` that the config or one of its sub-configs holds, or None."""
-    for name in names:
-        if getattr(config, name, None) is not None:
-            return getattr(config, name)
-    for value in vars(config).values():
-        if hasattr(value, "to_dict"):
-            found = lookup(value, *names)
-            if found is not None:
-                return found
-    return None
-
-
 def _pixels(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Tensor | None:
     config = getattr(model, "config", None)
-    size = lookup(config, "image_size")
-    if size is None:  # fully convolutional: any size divisible by the strides
-        size = 64
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
     channels = lookup(config, "num_channels", "in_channels") or 3
-    return torch.randn(batch, channels, int(height), int(width), generator=chance)
+    return torch.randn(batch, channels, *image_shape(config), generator=chance)
 
 
 def _waves(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Tensor | None:
@@ -141,22 +138,32 @@ def _features(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Te
 
 
 def _tokens(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Tensor | None:
-    found = _draw(getattr(model, "config", None), ("vocab_size",), batch, chance)
+    config = getattr(model, "config", None)
+    section = getattr(config, "text_config", None) or config
+    found = _draw(lookup(section, "vocab_size"), config, section, batch, chance)
     return found if found is not None else torch.randint(32, 127, (batch, _TEXT), generator=chance)  # characters
 
 
 def _decoder_tokens(model: nn.Module, batch: int, chance: torch.Generator) -> torch.Tensor | None:
     config = getattr(model, "config", None)
-    decoder = getattr(config, "decoder", None) or config
-    return _draw(decoder, ("decoder_vocab_size", "vocab_size"), batch, chance)
+    section = getattr(config, "decoder", None) or config
+    return _draw(lookup(section, "decoder_vocab_size", "vocab_size"), section, section, batch, chance)
 
 
-def _draw(config: Any, names: tuple[str, ...], batch: int, chance: torch.Generator) -> torch.Tensor | None:
-    size = lookup(config, *names)
+def _draw(size: Any, config: Any, section: Any, batch: int, chance: torch.Generator) -> torch.Tensor | None:
+    """Rows of tokens that nothing in the config calls special; None without a vocabulary."""
     if size is None:
         return None
-    special = {value for name, value in vars(config).items() if name.endswith("_token_id") and isinstance(value, int)}
+    special = set(_specials(config))
     usable = torch.tensor([token for token in range(int(size)) if token not in special] or [0])
-    length = min(_TEXT, int(lookup(config, "max_position_embeddings", "n_positions") or _TEXT))
+    length = min(_TEXT, int(lookup(section, "max_position_embeddings", "n_positions") or _TEXT))
     rows = [usable[torch.randperm(len(usable), generator=chance)[:length]] for _ in range(batch)]
     return torch.stack(rows)
+
+
+def _specials(config: Any) -> Iterator[int]:
+    for name, value in vars(config).items():
+        if name.endswith(("_token_id", "_token_index")) and isinstance(value, int):
+            yield value
+        elif hasattr(value, "to_dict"):
+            yield from _specials(value)

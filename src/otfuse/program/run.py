@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import operator
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,7 @@ from otfuse.program.inputs import split_inputs
 from otfuse.program.memory import written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from otfuse.program.export import Program
     from otfuse.program.inputs import Inputs
@@ -139,6 +141,32 @@ class Runner:
                 yield node.name, env[node]
             for used in self._dies[node]:
                 env.pop(used, None)
+
+
+class Questions:
+    """What forward asked of its inputs' values while it was traced, asked again of others."""
+
+    def __init__(self, program: Program) -> None:
+        self._answers = [answer for _, answer in program.asked]
+        self._program = replace(program, outputs=tuple(node for node, _ in program.asked), parameters={})
+        self._runner = Runner(self._program) if self._answers else None
+
+    def answered_anew(self, inputs: Inputs) -> bool:
+        """Whether any answer is another than the example's: then the program does not hold for these inputs."""
+        if self._runner is None:
+            return False
+        try:
+            found = self._runner({}, inputs)
+        except (RuntimeError, IndexError, ValueError):  # of another size, which was asked before
+            return True
+        return not all(torch.equal(now.cpu(), then) for now, then in zip(found, self._answers, strict=True))
+
+    def inputs(self) -> list[str]:
+        """The inputs that answers depend on, as forward names them (else as the program does)."""
+        names = dict(zip(self._program.users, self._program.inputs, strict=False))
+        named = isinstance(self._program.inputs, Mapping)
+        users = {node.name for node in self._program.live()} & set(self._program.users)
+        return [str(names[user]) if named and user in names else user for user in self._program.users if user in users]
 
 
 @contextlib.contextmanager

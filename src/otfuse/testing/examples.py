@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from otfuse.testing import adversarial, decoders, encoders, order, plain, seq2seq, vision
+from otfuse.testing import adversarial, decoders, encoders, media, order, plain, seq2seq, vision
 from otfuse.testing.record import Example
 
 __all__ = ["EXAMPLES", "Example", "example"]
 
 EXAMPLES: dict[str, Example] = {
     entry.name: entry
-    for module in (plain, vision, encoders, decoders, seq2seq, adversarial, order)
+    for module in (plain, vision, encoders, decoders, seq2seq, media, adversarial, order)
     for entry in module.EXAMPLES
 }
 

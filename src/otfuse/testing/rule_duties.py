@@ -35,6 +35,12 @@ def pins() -> Iterator[RuleCase]:
     yield through("gather", lambda _, h: h.gather(1, torch.tensor([[1, 4]]).expand(3, 2)), "", leave=2)
     yield through("index_put", lambda _, h: A.index_put(h, [None, torch.tensor([1, 3])], torch.tensor(0.5)), "")
     yield through("index_put", lambda _, h: A.index_put(torch.zeros_like(h), [torch.tensor([2, 0, 1])], torch.tanh(h)))
+    there = torch.tensor([[False, True, True]] * 3)[..., None]
+    yield through(
+        "masked_scatter",
+        lambda _, h: A.masked_scatter(torch.zeros(3, 3, 2), there, torch.tanh(_heads(h))).flatten(1),
+        "1x2",
+    )
     yield through("cumsum", lambda _, h: h.view(3, 3, 2).cumsum(1).flatten(1), "1x2")
     yield through("avg_pool1d", lambda _, h: A.avg_pool1d(h[:, None], [3], [1], [1]).squeeze(1), "")
     yield through(
@@ -52,6 +58,17 @@ def ties() -> Iterator[RuleCase]:
         shape=(3, 4, 7),
         more={"other": dense(6, 6)},
     )
+    there = torch.tensor([[True, False, True, True], [False, True, False, False], [True, False, False, False]])
+    for name, write in (
+        ("masked_scatter", lambda h, new: A.masked_scatter(h, there[..., None], new)),
+        ("masked_scatter_", lambda h, new: A.masked_scatter_(h.clone(), there[..., None].expand_as(h), new)),
+        ("index_put", lambda h, new: A.index_put(h, [there], new[:, 1:3].flatten(0, 1)[:5])),
+    ):
+
+        def joined(m: Any, h: Tensor, write: Callable[[Tensor, Tensor], Tensor] = write) -> Tensor:
+            return write(h, m.other(torch.tanh(h)))
+
+        yield through(name, joined, shape=(3, 4, 7), more={"other": dense(6, 6)})
     yield through("max", lambda _, h: A.max(h, -2 * h))
     for name, again in (
         ("repeat", lambda h: h.repeat(1, 2)),
@@ -99,6 +116,9 @@ def beside_heads() -> Iterator[RuleCase]:
     yield kept("gather", lambda v: v.gather(1, turned[None, :, None].expand(3, 3, 2)))
     yield kept("index", lambda v: v[:, turned])
     yield kept("index_put", lambda v: A.index_put(torch.zeros_like(v), [None, turned], torch.tanh(v)))
+    there = torch.tensor([[False, True, True]] * 3)
+    yield kept("index_put", lambda v: A.index_put(torch.zeros_like(v), [there], torch.tanh(v).flatten(0, 1)[:6]))
+    yield kept("masked_scatter", lambda v: A.masked_scatter(torch.zeros_like(v), there[..., None], torch.tanh(v)))
     yield kept("avg_pool1d", lambda v: A.avg_pool1d(v.transpose(1, 2), [3], [1], [1]).transpose(1, 2))
 
 

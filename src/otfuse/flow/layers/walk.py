@@ -10,7 +10,7 @@ import numpy as np
 from otfuse.core.graph import NodeKind, Reading
 from otfuse.flow.follow.numbers import Scores, row
 from otfuse.flow.layers.found import reading
-from otfuse.flow.layers.steps.elementwise import pointwise
+from otfuse.flow.layers.steps.elementwise import placed, pointwise
 from otfuse.flow.layers.steps.layout import layout
 from otfuse.flow.layers.steps.linear import attention, contraction, convolution, similarity
 from otfuse.flow.layers.steps.norms_and_lookups import lookup, norm, pool, reduction
@@ -37,6 +37,7 @@ _STEPS: dict[Family, Callable[[Trail, fx.Node], Any]] = {
     Family.ATTENTION: attention,
     Family.NORM: norm,
     Family.LOOKUP: lookup,
+    Family.PLACED: placed,
     Family.REDUCTION: reduction,
     Family.POOL: pool,
 }

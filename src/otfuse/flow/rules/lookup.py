@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,21 +80,55 @@ def gather(op: Op) -> Any:
     return Value(tuple(axes), x.derived)
 
 
-@rule("index_put", "index_put_", family=Family.LOOKUP)
+@rule("index_put", "index_put_", family=Family.PLACED)
 def index_put(op: Op) -> Any:
-    """Writing rows by number: they are pinned, in what is written too; the other dimensions agree."""
+    """Writing rows by number, or where a mask says: they are pinned, in what is written too; the other dimensions agree."""
     x, given, written = op.value(0), op.arg(1), op.value(2)
     places = [i for i, t in enumerate(given) if t is not None]
-    if not all(isinstance(given[i], Value) for i in places) or _masks(op, 1):
+    if not all(isinstance(given[i], Value) for i in places):
         return UNKNOWN
-    rows = op.broadcast([given[i] for i in places]).axes
+    if _masks(op, 1):
+        if len(places) != 1:
+            return UNKNOWN
+        mask = given[places[0]]
+        places = list(range(places[0], places[0] + len(mask.axes)))
+        for i, axis in zip(places, mask.axes, strict=True):
+            op.algebra.unify(x.axes[i], axis)
+        beside = len(x.axes) - places[-1]  # the number of the row, and what stands behind it
+        rows: Sequence[Axis] = (
+            written.axes[-beside : len(written.axes) - beside + 1] if len(written.axes) >= beside else [()]
+        )
+    else:
+        rows = op.broadcast([given[i] for i in places]).axes
     op.mix(x, places)
     op.mix(written, range(len(written.axes)))
     for axis in (*(x.axes[i] for i in places), *rows):
         op.algebra.pin(axis, "indexed")
     for own, axis in zip(reversed(_indexed(x, places, rows)), reversed(written.axes), strict=False):
         op.algebra.unify(own, axis)
-    return x.with_axes(x.axes)
+    return Value(x.axes, x.derived or written.derived)
+
+
+@rule("masked_scatter", "masked_scatter_", family=Family.PLACED)
+def masked_scatter(op: Op) -> Any:
+    """Rows of a value written where a mask says, one after another: images among words.
+
+    The mask says the same for all units of a place, so that a row is written whole; rows and places are told apart.
+    """
+    x, mask, written = op.value(0), op.value(1), op.value(2)
+    width = op.algebra.size(x.axes[-1])
+    count = prod(op.algebra.size(axis) for axis in written.axes)
+    padded = ((),) * (len(x.axes) - len(mask.axes)) + mask.axes
+    if width < 2 or count % width or not all(op.algebra.cell(a).wild for a in op.algebra.flat(padded[-1])):
+        return UNKNOWN
+    rows, units = op.algebra.view(written.axes, (count // width, width))
+    places = list(range(len(x.axes) - 1))
+    op.mix(x, places)
+    op.mix(Value((rows, units)), [0])
+    for i in places:
+        op.algebra.pin(op.algebra.unify(x.axes[i], padded[i]), "indexed")
+    op.algebra.pin(rows, "indexed")
+    return Value((*x.axes[:-1], op.algebra.unify(x.axes[-1], units)), x.derived or written.derived)
 
 
 def _indexed(x: Value, places: Sequence[int], rows: Sequence[Axis]) -> list[Axis]:

@@ -38,6 +38,7 @@ class Family(StrEnum):
     ATTENTION = "attention"
     NORM = "norm"
     LOOKUP = "lookup"
+    PLACED = "placed"  # writes rows of one value into another
     CREATION = "creation"
     REDUCTION = "reduction"
     POOL = "pool"

@@ -106,6 +106,9 @@ def _combined(trail: Trail, node: fx.Node, flows: list[fx.Node], operands: Seque
         return _same_source(trail, node, (first, second), shape)
     if name in _SUMS:
         return _sum(trail, node, flows)
+    joined = _sum(trail, node, flows) if name == "where" else None  # here the one, there the other
+    if joined is not None:
+        return joined
     if name in ("where", "masked_fill", "lerp"):
         return Units(first.ids.expand(shape))
     for value, other in ((first, flows[1]), (second, flows[0])):
@@ -199,6 +202,21 @@ def _sum(trail: Trail, node: fx.Node, operands: Sequence[fx.Node]) -> Units | No
     readings += [r for a, found in known for r in beside(trail.carried(a).ids.expand(shape), found)]
     ids = trail.nodes.add(NodeKind.JUNCTION, node, shape, known[0][1].dims, readings=readings)
     return Units(ids)
+
+
+def placed(trail: Trail, node: fx.Node) -> Units | None:
+    """Rows of one value written into another: two ways into one stream, as a sum is, though each place takes but one."""
+    base, rows, shape = trail.units(node.args[0]), trail.units(node.args[2]), trail.shape(node)
+    if base is None or rows is None:
+        return None
+    into, written = row(base.ids.expand(shape)), row(rows.ids, (rows.ids.ndim - 1,))
+    if into is None or written is None or into.dims != (len(shape) - 1,) or written.dims != (rows.ids.ndim - 1,):
+        return None
+    if into.units.size != written.units.size:
+        return None
+    first, second = sorted((into, written), key=lambda found: trail.nodes.contractions(found.node))
+    readings = _flattened(trail, [reading("skip", first), reading("branch", second)])
+    return Units(trail.nodes.add(NodeKind.JUNCTION, node, shape, into.dims, readings=readings))
 
 
 def _flattened(trail: Trail, readings: list[Reading]) -> list[Reading]:
