@@ -10,6 +10,7 @@ from otfuse.core.dataset import Dataset
 from otfuse.core.graph import NodeKind
 from otfuse.errors import DataError
 from otfuse.fusion.sides import traced
+from otfuse.io.parents import given
 from otfuse.program.inputs import resized
 from otfuse.testing.examples import example
 
@@ -20,9 +21,14 @@ MODELS = [
 ]  # fmt: skip
 
 
+def _parent(name):
+    model, inputs = example(name).build(0)
+    return given(model, name), inputs
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def copies(request):
-    return Case(traced(*example(request.param).build(0)), None)
+    return Case(traced(*_parent(request.param)), None)
 
 
 @pytest.mark.parametrize(("kinds", "query_key"), [(UNITS, "separate"), (None, "heads")])
@@ -36,7 +42,7 @@ def test_every_free_space_is_found_from_weights(copies, kinds, query_key):
 
 
 def test_images_are_a_branch_of_the_stream_of_words():
-    graph = traced(*example("llava").build(0)).graph
+    graph = traced(*_parent("llava")).graph
     text = next(s.id for s in graph.spaces if s.kind == "stream" and any("embed_tokens" in m.tensor for m in s.members))
     first = next(n for n in graph.nodes if n.kind is NodeKind.JUNCTION and text in n.written_spaces)
     written = {r.role: graph.nodes[r.node].name for r in first.readings}
