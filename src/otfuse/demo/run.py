@@ -28,7 +28,7 @@ from otfuse.train.finetune import finetune
 from otfuse.train.options import FinetuneOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -93,22 +93,24 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def run(folder: Path, progress: Progress, settings: Settings | None = None) -> dict[str, Any]:
+def run(
+    folder: Path, progress: Progress, settings: Settings | None = None, seeds: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Trains what is missing in ``folder``, fuses, compares; the results, as written to ``folder/results.json``.
 
     What an earlier run left there is used: its parents, and all its results if code, settings, machine and parents are
     the same. What the demo did not make is never replaced.
 
-    ``rows``: per method the shares of held-out images that it gets right (``one_shot``, ``finetuned``) and its losses in
+    ``seeds`` are those of the parents, by folder. ``rows``: per method the shares of held-out images that it gets right (``one_shot``, ``finetuned``) and its losses in
     nats (``one_shot_loss``, ``finetuned_loss``); ``remarks``: sentences about them; ``table``: both, in markdown.
     Also writes results.md and figure.png. Raises :class:`OutputError` if the folder cannot be written, or holds
     what is not the demo's.
     """
     began, chosen = time.perf_counter(), settings or Settings()
     earlier.require_own(folder, PARENTS)
-    data = digits(chosen.probe)
-    parents = {name: parent(folder / name, seed, data, chosen, progress) for name, seed in PARENTS.items()}
-    seeds = PARENTS | {"fuse": SEED, "finetune": chosen.finetune.seed}
+    data, drawn = digits(chosen.probe), dict(seeds or PARENTS)
+    parents = {name: parent(folder / name, seed, data, chosen, progress) for name, seed in drawn.items()}
+    seeds = drawn | {"fuse": SEED, "finetune": chosen.finetune.seed}
     made_of = [module_hash(model) for model in parents.values()]
     key = earlier.fingerprint(made_of, _plain(chosen), seeds, machine(), folder.name)
     if (found := earlier.read_results(folder)) is not None and found.get("fingerprint") == key:
