@@ -38,7 +38,8 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, *, like: nn.Module | No
     code = {"trust_remote_code": True} if checkpoint.trust_remote_code else {}
     try:
         with quiet(), no_init_weights():
-            chosen = loading(wanted, checkpoint.config, checkpoint.folder, checkpoint.tensors)
+            named = checkpoint.tensors if like is None else like.state_dict()  # parts that a class may be built without
+            chosen = loading(wanted, checkpoint.config, checkpoint.folder, named)
             reader = getattr(wanted, "config_class", None) or AutoConfig
             config = chosen.pop("config", None) or reader.from_pretrained(
                 checkpoint.folder, local_files_only=True, **code
