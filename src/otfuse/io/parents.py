@@ -20,7 +20,7 @@ from otfuse.io import kinds
 from otfuse.io.checkpoint import load_model, model_class, open_checkpoint
 from otfuse.io.describe import describe
 from otfuse.io.given import dataset_for
-from otfuse.io.keys import Keys
+from otfuse.io.keys import Keys, looks_wrapped
 from otfuse.io.skeleton import FileWeights, settle, skeleton
 from otfuse.io.stored import Stored
 from otfuse.io.tokenizers import compare, numbered
@@ -61,7 +61,8 @@ def opened(
     that base, is read as the anchor's class. ``plain``: only averaged; where all files hold the same names and shapes, no
     class is needed for that.
     """
-    if plain and len({frozenset((k, i.shape) for k, i in stored.infos.items()) for stored in stores}) == 1:
+    alike = len({frozenset((k, i.shape) for k, i in stored.infos.items()) for stored in stores}) == 1
+    if plain and alike and not any(map(looks_wrapped, stores[0].infos)):
         told = describe([stored.checkpoint for stored in stores])
         return [_unclassed(stored, own) for stored, own in zip(stores, told, strict=True)]
     dtype = kinds.working(stored.checkpoint for stored in stores)

@@ -40,7 +40,11 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, *, like: nn.Module | No
         with quiet(), no_init_weights():
             reader = getattr(wanted, "config_class", None) or AutoConfig
             config = reader.from_pretrained(checkpoint.folder, local_files_only=True, **code)
-            code |= left_out(wanted, checkpoint.tensors) if issubclass(wanted, nn.Module) else {}
+            code |= (
+                left_out(wanted, checkpoint.tensors if like is None else like.state_dict())
+                if issubclass(wanted, nn.Module)
+                else {}
+            )
             make = wanted._from_config if issubclass(wanted, nn.Module) else wanted.from_config  # noqa: SLF001  # what it calls
             model = make(config, dtype=dtype, **code)
         with quiet():
