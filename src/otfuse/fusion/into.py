@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,22 +27,23 @@ class IntoModule:
         self._given, self._anchor, self._caches = given, anchor, caches
         self._own: dict[str, torch.Tensor] = {}
         self._made: nn.Module | None = None
+        self._making = threading.Lock()  # two threads give at once: each of two copies would lose what the other holds
 
     @property
     def module(self) -> nn.Module:
         """The module, made when it is first asked for."""
-        if self._made is None:
-            theirs = isinstance(self._given, nn.Module)
-            self._made = copied(self._given, self._caches()) if theirs else self._anchor.module
-            self._own = dict(self._made.named_parameters(remove_duplicate=False)) | dict(
-                self._made.named_buffers(remove_duplicate=False)
-            )
-        return self._made.eval()
+        with self._making:
+            if self._made is None:
+                theirs = isinstance(self._given, nn.Module)
+                made: nn.Module = copied(self._given, self._caches()) if theirs else self._anchor.module
+                tensors = (*made.named_parameters(remove_duplicate=False), *made.named_buffers(remove_duplicate=False))
+                self._own, self._made = dict(tensors), made.eval()
+            return self._made
 
     @torch.no_grad()
     def __call__(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
         """All values of one tensor, flat and in order, in the module's own type."""
-        _ = self.module
+        _ = self.module  # made now, if this is the first tensor
         own = self._own[name]
         if not own.is_contiguous():
             own.copy_(torch.cat(list(blocks)).reshape(own.shape))

@@ -65,7 +65,7 @@ def sides(parents: Sequence[Parent], inputs: Inputs | None, aside: Callable[[Sid
     found = [anchor]
     for parent in parents[1:]:
         names = (parents[0].name, parent.name)
-        if _same_function(parents[0].module, parent.module):
+        if _same_function(parents[0].module, parent.module) and _ties(parents[0]) == _ties(parent):
             side = Side(anchor.program, anchor.graph, parent.weights)
         else:
             side = traced(parent, inputs)
@@ -112,6 +112,11 @@ def _same_function(one: nn.Module, other: nn.Module) -> bool:
         return False
     shapes = [[(name, p.shape, p.dtype) for name, p in m.state_dict().items()] for m in (one, other)]
     return hasattr(one, "config") and shapes[0] == shapes[1]
+
+
+def _ties(parent: Parent) -> set[frozenset[str]]:
+    """Which names are one tensor: files may hold a head of their own where the config ties it."""
+    return set(map(frozenset, parent.weights.alike.values()))
 
 
 def _settings(model: nn.Module) -> Any:

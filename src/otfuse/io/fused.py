@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class FusedFiles:
         self._left = set(anchor.stored.infos)
         self.texts: dict[str, Callable[[], str]] = {}
         self._halves: dict[int, dict[str, torch.Tensor]] = {}
+        self._halving = threading.Lock()  # two threads give tensors at once
 
     def __call__(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
         """All values of one tensor, flat and in order."""
@@ -62,12 +64,15 @@ class FusedFiles:
         self._left.discard(key)
 
     def _put_group(self, name: str, group: Group, blocks: Iterable[torch.Tensor]) -> None:
-        held = self._halves.setdefault(id(group), {})
         own = next(n for n in self._anchor.weights.alike[name] if n in group.names)
-        held[own] = torch.cat(list(blocks)).reshape(self._anchor.weights.shape(name))
-        if held.keys() < set(group.names):
-            return
-        for key, tensor in reverted(group, self._anchor.module, self._halves.pop(id(group))).items():
+        whole = torch.cat(list(blocks)).reshape(self._anchor.weights.shape(name))
+        with self._halving:
+            held = self._halves.setdefault(id(group), {})
+            held[own] = whole
+            if held.keys() < set(group.names):
+                return
+            del self._halves[id(group)]
+        for key, tensor in reverted(group, self._anchor.module, held).items():
             self._put(key, [tensor])
 
 

@@ -95,6 +95,14 @@ def reverted(group: Group, model: Any, tensors: Mapping[str, torch.Tensor]) -> d
     }
 
 
+def looks_wrapped(key: str) -> bool:
+    """Whether a wrapper may have put something into the key, as far as the key alone tells."""
+    doubled = "model.model."  # what some wrapper calls the model, then what the model calls its own base
+    return key.startswith((*(p for p in _OUTER if p != "model."), doubled)) or not set(_WRAPPERS).isdisjoint(
+        key.split(".")
+    )
+
+
 def unwrapped(key: str, fits: Callable[[str], bool]) -> str | None:
     """The key without what wrappers (torch.compile, data parallel, adapters) put into it, if then it fits; else None."""
     bare = ".".join(part for part in key.split(".") if part not in _WRAPPERS)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from otfuse.core.report import SourceInfo
-from otfuse.errors import UsageError
+from otfuse.errors import CheckpointError, UsageError
 from otfuse.evaluate.run import find_device
 from otfuse.fusion.differences import described
 from otfuse.fusion.sides import Parent, workable
@@ -20,7 +20,7 @@ from otfuse.io import kinds
 from otfuse.io.checkpoint import load_model, model_class, open_checkpoint
 from otfuse.io.describe import describe
 from otfuse.io.given import dataset_for
-from otfuse.io.keys import Keys
+from otfuse.io.keys import Keys, looks_wrapped
 from otfuse.io.skeleton import FileWeights, settle, skeleton
 from otfuse.io.stored import Stored
 from otfuse.io.tokenizers import compare, numbered
@@ -61,7 +61,8 @@ def opened(
     that base, is read as the anchor's class. ``plain``: only averaged; where all files hold the same names and shapes, no
     class is needed for that.
     """
-    if plain and len({frozenset((k, i.shape) for k, i in stored.infos.items()) for stored in stores}) == 1:
+    alike = len({frozenset((k, i.shape) for k, i in stored.infos.items()) for stored in stores}) == 1
+    if plain and alike and not any(map(looks_wrapped, stores[0].infos)):
         told = describe([stored.checkpoint for stored in stores])
         return [_unclassed(stored, own) for stored, own in zip(stores, told, strict=True)]
     dtype = kinds.working(stored.checkpoint for stored in stores)
@@ -173,6 +174,7 @@ class Family:
     ) -> None:
         """Open everything and check it before the first weight is read. Raises CheckpointError, UsageError."""
         find_device(device)
+        _require_once(models[1:])
         opened_ones = [_opened(m, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code) for m in models]
         together = [numbered(c) for c in opened_ones if c is not None]
         self.notes = compare(together) if len(together) > 1 and opened_ones[0] is not None else []
@@ -228,6 +230,18 @@ class Family:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _require_once(sources: Sequence[Model]) -> None:
+    """CheckpointError if a folder is given twice: most likely a slip, and its weights would count twice."""
+    seen = set()
+    for model in sources:
+        if isinstance(model, (str, Path)):
+            place = Path(model).resolve() if Path(model).is_dir() else str(model)
+            if place in seen:
+                msg = f"checkpoint {model}: given twice as a source, so that it would count twice; give it once, and --set weights=[...] if it should count more"
+                raise CheckpointError(msg)
+            seen.add(place)
 
 
 def _opened(model: Any, *, allow_pickle: bool, trust_remote_code: bool) -> Checkpoint | None:

@@ -30,20 +30,18 @@ def staged(target: Path, *, replace: bool = False) -> Iterator[Path]:
     A folder at ``target`` that is not empty is an OSError unless ``replace``. A process killed outright leaves a hidden
     folder ``.NAME.RANDOM.partial``, which :func:`sweep` removes: the kernel gave up the dead process's lock on it.
     """
-    made = _make_parents(target.absolute().parent)
+    parent = target.absolute().parent
+    made = [place for place in (parent, *parent.parents) if not place.exists()]  # innermost first
     try:
+        parent.mkdir(parents=True, exist_ok=True)
         with _terminable(), _locked(target, _NEW) as folder:
-            try:
-                yield folder
-                _flush(folder)
-                _swap(folder, target, replace=replace)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
+            yield folder
+            _flush(folder)
+            _swap(folder, target, replace=replace)
     except BaseException:
-        for parent in made:
-            with contextlib.suppress(OSError):  # somebody else may have put something there
-                parent.rmdir()
+        for place in made:
+            with contextlib.suppress(OSError):  # not made yet, or somebody else has put something there
+                place.rmdir()
         raise
 
 
@@ -79,8 +77,11 @@ def try_writing(target: Path) -> None:
         if target.is_mount():
             raise OSError(errno.EBUSY, "a disk is mounted there, and what is written has to replace the folder")
     trial = nearest(target) / hidden(target, _NEW)
-    trial.mkdir()
-    trial.rmdir()
+    try:
+        trial.mkdir()
+    finally:  # also when interrupted just then
+        with contextlib.suppress(OSError):
+            trial.rmdir()
 
 
 def hidden(target: Path, kind: str) -> str:
@@ -90,13 +91,6 @@ def hidden(target: Path, kind: str) -> str:
 
 def _escape(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _make_parents(parent: Path) -> list[Path]:
-    """The folders that had to be made, innermost first."""
-    made = [place for place in (parent, *parent.parents) if not place.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    return made
 
 
 def _lock(folder: Path) -> int | None:
@@ -117,14 +111,20 @@ def _lock(folder: Path) -> int | None:
 
 @contextmanager
 def _locked(target: Path, kind: str) -> Iterator[Path]:
-    while True:
-        folder = target.absolute().with_name(hidden(target, kind))
-        folder.mkdir()
-        handle = _lock(folder)
-        if folder.exists():  # else a sweep of another process came between the two lines above
-            break
+    """A fresh hidden folder with its lock; it vanishes on any exception, from the moment it is made."""
+    handle, folder = None, target
     try:
+        while True:
+            folder = target.absolute().with_name(hidden(target, kind))
+            folder.mkdir()
+            handle = _lock(folder)
+            if folder.exists():  # else a sweep of another process came between the two lines above
+                break
         yield folder
+    except BaseException:
+        if folder != target:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     finally:
         if handle is not None:
             os.close(handle)
