@@ -36,3 +36,20 @@ def test_a_run_of_places_is_a_slice(name):
     (found,) = Runner(program)(dict(model.named_parameters()))
     with torch.no_grad():
         assert torch.equal(found, model(normal(3, 7)))
+
+
+def test_nothing_is_computed_after_the_last_value_that_is_watched():
+    model = Named(lambda m, x: m.c(m.b(m.a(x))), {name: nn.Linear(4, 4) for name in "abc"}).eval()
+    program = export(model, (normal(3, 4),))
+    steps = [node.name for node in program.graph.nodes if node.target == torch.ops.aten.linear.default]
+    read = []
+
+    class Told(dict):
+        def __getitem__(self, name):
+            read.append(name[0])
+            return super().__getitem__(name)
+
+    values = dict(Runner(program).watch(Told(model.named_parameters()), program.inputs, dict.fromkeys(steps[:2])))
+    assert (list(values), sorted(set(read))) == (steps[:2], ["a", "b"])
+    with torch.no_grad():
+        assert torch.equal(values[steps[1]], model.b(model.a(normal(3, 4))))

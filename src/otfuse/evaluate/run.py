@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from otfuse.errors import DataError, DeviceError
 from otfuse.program import state
@@ -65,11 +64,14 @@ def positional(model: nn.Module, names: list[str]) -> bool:
     unknown = [name for name in names if name not in known]
     if not unknown:
         return False
+    from transformers import PreTrainedModel  # slow to import, and not needed where weights are only averaged
+
+    library = isinstance(model, PreTrainedModel)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    if takes_any and (not known or not isinstance(model, PreTrainedModel)):
+    if takes_any and (not known or not library):
         return False
     takes_one = any(p.kind in _POSITIONAL or p.kind is p.VAR_POSITIONAL for p in parameters)
-    if len(names) == 1 and takes_one and not isinstance(model, PreTrainedModel):
+    if len(names) == 1 and takes_one and not library:
         return True
     close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""

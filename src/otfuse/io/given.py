@@ -14,7 +14,6 @@ from torch import nn
 
 from otfuse.core.dataset import Dataset
 from otfuse.errors import DataError, UsageError
-from otfuse.evaluate.metrics import Asked
 from otfuse.io import kinds
 from otfuse.io.checkpoint import Checkpoint, load_model, open_checkpoint
 from otfuse.io.data import from_arrays, load_data
@@ -22,6 +21,8 @@ from otfuse.io.text import find_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from otfuse.evaluate.metrics import Asked
 
     Model = nn.Module | str | Path
 
@@ -96,6 +97,8 @@ def dataset_for(
 
 def asked(data: str, loaded: Loaded) -> list[Asked]:
     """Every model with the data as it reads them, and its own special tokens; data that are the same are held once."""
+    from otfuse.evaluate.metrics import Asked  # its library is slow to import, and fusing needs it not
+
     found: list[Asked] = []
     for which, model in enumerate(loaded.modules):
         with told_of(loaded.names[which], data):

@@ -115,6 +115,9 @@ class FileWeights(Weights):
     def __len__(self) -> int:
         return len(self._shapes)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
     def shape(self, name: str) -> torch.Size:
         """Its shape in the model."""
         return self._shapes[name]

@@ -62,7 +62,9 @@ class Runner:
     def watch(
         self, weights: Mapping[str, torch.Tensor], inputs: Inputs, wanted: Mapping[str, torch.Tensor | None]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Values of the program by name, each as soon as it exists; what the caller drops is not kept.
+        """Values of the program by name, each as soon as it exists; nothing is computed after the last.
+
+        What the caller drops is not kept.
 
         ``wanted`` names them; with each, the places along dimension 1 that anything depends on (None: all). A linear
         layer leaves zeros at the others.
@@ -130,6 +132,7 @@ class Runner:
     def _walk(
         self, env: dict[fx.Node, Any], weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor | None]
     ) -> Iterator[tuple[str, torch.Tensor]]:
+        left = set(wanted)
         for node in self._steps:
             self._load(node.all_input_nodes, env, weights)
             places = wanted.get(node.name)
@@ -139,6 +142,9 @@ class Runner:
                 env[node] = self._part(node, env, places)
             if node.name in wanted:
                 yield node.name, env[node]
+                left.discard(node.name)
+                if not left:  # the outputs over a whole vocabulary can be most of the work
+                    return
             for used in self._dies[node]:
                 env.pop(used, None)
 

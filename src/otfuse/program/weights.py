@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BLOCK = 1 << 22  # values worked on at a time
+BLOCK = 1 << 20  # values worked on at a time
 
 
 class Weights(Mapping[str, torch.Tensor]):
@@ -34,6 +34,9 @@ class Weights(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own reads the tensor to find out
+        return name in self._tensors
 
     def shape(self, name: str) -> torch.Size:
         """Its shape, without reading it."""
