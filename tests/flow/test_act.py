@@ -18,7 +18,8 @@ from otfuse.core.space import Group, Member, Role, Space
 from otfuse.errors import GateError
 from otfuse.flow.derive import derive
 from otfuse.flow.proof.act import Element, act, chance, draw
-from otfuse.flow.proof.gate import SpaceTrial, verify_graph
+from otfuse.flow.proof.gate import verify_graph
+from otfuse.flow.proof.trial import SpaceTrial
 from otfuse.program.export import export
 from otfuse.testing.examples import EXAMPLES
 

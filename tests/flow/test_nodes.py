@@ -28,6 +28,8 @@ LEFT = {  # stored tensors that are no piece of a node: they shift scores, or ch
     "clip": "logit_scale",
     "mixtral": ".mlp.",
     "qwen3_moe": ".mlp.",
+    "llava_next": "image_newline",  # a stored token behind every row of an image: carried by the maps of its space
+    "mllama": "vision_model",  # a table of tiles times units, added to the stream, is not followed: a note tells
 }
 
 

@@ -17,7 +17,8 @@ from otfuse.errors import GateError, MatchError, RuleError
 from otfuse.flow.derive import derive
 from otfuse.flow.match import require_match
 from otfuse.flow.proof.act import generators
-from otfuse.flow.proof.gate import SpaceTrial, Verification, verify_graph, verify_weights
+from otfuse.flow.proof.gate import Verification, verify_graph, verify_weights
+from otfuse.flow.proof.trial import SpaceTrial
 from otfuse.flow.rules.registry import RULES, Family, rule
 from otfuse.program.export import export
 from otfuse.program.whereabouts import where

@@ -10,8 +10,9 @@ import torch
 
 from otfuse.core.space import Group
 from otfuse.flow.derive import derive
-from otfuse.flow.proof.drawn import Drawn
-from otfuse.flow.proof.gate import SpaceTrial, real, verify_weights
+from otfuse.flow.proof.drawn import Drawn, real
+from otfuse.flow.proof.gate import verify_weights
+from otfuse.flow.proof.trial import SpaceTrial
 from otfuse.program.export import export
 from otfuse.testing.examples import EXAMPLES
 

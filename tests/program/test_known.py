@@ -42,6 +42,11 @@ def repeated(m, x, n):
     return m.layer(x).repeat_interleave(n, 0)
 
 
+def twice(m, x, n):
+    """By a number of the code, which is no question."""
+    return m.layer(x).repeat_interleave(2, 0)[: int(n.sum())]
+
+
 def unfilled(m, x, n):
     """Places where the numbers are not zero, read from a value and written into another."""
     kept = m.layer(x)[n != 0]
@@ -74,7 +79,7 @@ def filled(m, x, n):
     return m.layer(x)[: int(counts.sum())] * n[0]
 
 
-FUNCTIONS = (filled, looped, branched, repeated, unfilled, listed, unique, grown)
+FUNCTIONS = (filled, twice, looped, branched, repeated, unfilled, listed, unique, grown)
 X, N = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([2, 0, 1, 1])
 
 

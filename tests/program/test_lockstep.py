@@ -11,7 +11,7 @@ from torch import nn
 
 from otfuse.flow.derive import derive
 from otfuse.flow.proof.act import Moves, draw
-from otfuse.flow.proof.gate import drawn, real
+from otfuse.flow.proof.drawn import drawn, real
 from otfuse.program.export import export
 from otfuse.program.lockstep import Lockstep, Variant, change, same
 from otfuse.program.run import Runner

@@ -10,7 +10,8 @@ import torch
 from otfuse.errors import UsageError
 from otfuse.flow.derive import derive
 from otfuse.flow.match import require_match
-from otfuse.flow.proof.gate import SpaceTrial, verify_weights
+from otfuse.flow.proof.gate import verify_weights
+from otfuse.flow.proof.trial import SpaceTrial
 from otfuse.fusion.differences import require_same_functions
 from otfuse.measure.probe import Side
 from otfuse.program.export import export

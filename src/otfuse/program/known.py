@@ -77,7 +77,7 @@ class Known(TorchFunctionMode):
 
     def _unknown(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Something comes from a parameter; what it is written into does too, from then on."""
-        if func in _REPEATS and len(args) > 2 and self._real.get(args[1]) is not None:  # by known numbers: rows of it
+        if func in _REPEATS and len(args) > 2 and isinstance(args[1], torch.Tensor) and args[1] in self._real:
             with self:
                 rows = torch.arange(args[0].shape[args[2]], device=args[0].device)
                 return args[0].index_select(args[2], rows.repeat_interleave(args[1]))

@@ -17,7 +17,7 @@ from otfuse.errors import RuleError
 from otfuse.flow.algebra.axes import Algebra
 from otfuse.flow.algebra.value import Value
 from otfuse.flow.derive import derive
-from otfuse.flow.proof.gate import SpaceTrial
+from otfuse.flow.proof.trial import SpaceTrial
 from otfuse.flow.rules.op import Op
 from otfuse.flow.rules.operators import operator_name
 from otfuse.flow.rules.registry import RULES, UNKNOWN, Entry, load

@@ -1,13 +1,19 @@
-"""Random weights for a program, each drawn when it is asked for."""
+"""Stored tensors of a program by first name: the real ones, and random ones, each made when it is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 
 from otfuse.flow.proof.act import number
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from otfuse.program.export import Program
 
 _BLOCK = 1 << 18
 
@@ -55,3 +61,35 @@ class Drawn(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+class _Firsts(Mapping[str, torch.Tensor]):
+    """The stored tensors by first name alone: those given (each read when it is asked for), else the model's own."""
+
+    def __init__(self, held: Mapping[str, torch.Tensor], program: Program) -> None:
+        self._held, self._names = held, [name for name, first in program.ties.items() if name == first]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._held[name].detach()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def real(
+    model: nn.Module, program: Program, weights: Mapping[str, torch.Tensor] | None = None
+) -> Mapping[str, torch.Tensor]:
+    """The stored tensors by first name: those given, else the model's own."""
+    return _Firsts(
+        dict(model.named_parameters()) | dict(model.named_buffers()) if weights is None else weights, program
+    )
+
+
+def drawn(model: nn.Module, program: Program, seed: int, weights: Mapping[str, torch.Tensor] | None = None) -> Drawn:
+    """The stored tensors by first name, every value drawn anew."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    named = {name for name, _ in model.named_parameters()}
+    return Drawn(real(model, program, weights), program.shapes, named, seed, device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import inf, isfinite
@@ -14,32 +13,27 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from otfuse.core.space import Group, Role
+from otfuse.core.space import Role
 from otfuse.errors import GateError
-from otfuse.flow.proof.act import Moves, chance, draw, exchange, generators
-from otfuse.flow.proof.drawn import Drawn
-from otfuse.flow.proof.other_inputs import other_inputs
+from otfuse.flow.proof.act import Moves, chance, draw
+from otfuse.flow.proof.drawn import drawn, real
 from otfuse.program.export import quiet
 from otfuse.program.inputs import examples, forward_keywords, resized, split_inputs, telling_number
-from otfuse.program.lockstep import Lockstep, Variant
 from otfuse.program.outputs import main_outputs
 from otfuse.program.run import Runner, default_dtype, raised
 from otfuse.program.state import evaluating
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
     from otfuse.core.graph import FlowGraph
-    from otfuse.core.space import Member, Space
-    from otfuse.flow.proof.act import Element
+    from otfuse.core.space import Member
     from otfuse.program.export import Program
-    from otfuse.program.inputs import Inputs
 
 _CONTROLS = 12  # members left out one at a time, until one shows
 _SHOWN = 1e-2
-_SAME = 1e-9  # docs/method.md, 4.2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +81,7 @@ def verify_graph(
         known = telling_number([examples(program.inputs, dim), *chain(*program.shapes.values())])
         resize = replace(program, inputs=resized(program.inputs, known, dim))
         others.append(_Module(model, resize, double=True))
-    return _verify(run, graph, drawn(model, program, weights, seed), seed, others)
+    return _verify(run, graph, drawn(model, program, seed, weights), seed, others)
 
 
 def verify_weights(
@@ -100,104 +94,6 @@ def verify_weights(
 ) -> Verification:
     """The gate on real weights: those given by first name, each read when it is needed, or else the model's own."""
     return _verify(_Module(model, program, double=False), graph, real(model, program, weights), seed)
-
-
-class SpaceTrial:
-    """Tries spaces on the program in float64: generators of their groups, accepted below 1e-9.
-
-    They are tried on the example inputs and on others of their shapes, lest an example hides what a mask or a threshold
-    lets through. Places where an answer is not a number (a row that a mask leaves nothing of) are not compared. Pairs
-    that may be exchanged as well as turned prove nothing: nothing was turned.
-    """
-
-    def __init__(
-        self, model: nn.Module, program: Program, weights: Mapping[str, torch.Tensor] | None = None, seed: int = 0
-    ) -> None:
-        self._model, self._program, self._weights, self._seed = model, program, weights, seed
-
-    def __call__(self, trials: Sequence[Sequence[Space]]) -> list[bool | None]:
-        """Of each trial, spaces that are what they seem all or none, whether moving any leaves the outputs unchanged.
-
-        None where there are no numbers (the meta device), and where the program cannot run in float64.
-        """
-        if any(p.is_meta for p in self._model.parameters()):
-            return [None] * len(trials)
-        variants = [v for i, spaces in enumerate(trials) for space in spaces for v in self._variants(i, space)]
-        try:
-            failed = self._failed(variants)
-        except (RuntimeError, NotImplementedError):
-            return [None if spaces else True for spaces in trials]
-        return [i not in failed for i in range(len(trials))]
-
-    def _variants(self, trial: int, space: Space) -> list[Variant]:
-        def moved(element: Element, witness: Variant | None = None) -> Variant:
-            moves = Moves([element])
-            return Variant(moves.names, moves, trial, witness)
-
-        if space.group is Group.ROTARY:
-            return [moved(draw(space, self._seed), moved(exchange(space)))]
-        return [moved(element) for element in generators(space, self._seed)]
-
-    def _failed(self, variants: list[Variant]) -> set[int]:
-        """The trials of which a variant changes something, or shows nothing."""
-        cpu = all(p.device.type == "cpu" for p in self._model.parameters())
-        others = list(other_inputs(self._program.inputs, self._seed, new_numbers=cpu))
-        inputs, failed = [self._program.inputs, *(whole for whole, _ in others)], set[int]()
-        begun, known, later = self._follow(inputs, variants)
-        parts = [part for i, (_, alone) in enumerate(others, 1) if i not in known and len(alone) > 1 for part in alone]
-        if parts:
-            inputs = [inputs[0], *(inputs[i] for i in sorted(known - {0})), *parts]
-            begun, known, later = self._follow(inputs, [v.anew() for v in variants])
-        while begun:
-            failed |= {v.trial for v in begun if not _held(v, known)}
-            begun, known, later = self._follow(inputs, [v for v in later if v.trial not in failed])
-        return failed
-
-    def _follow(self, inputs: list[Inputs], variants: list[Variant]) -> tuple[list[Variant], set[int], list[Variant]]:
-        """The variants that were tried, the inputs on which they were, and the variants that wait for others."""
-        if not variants:
-            return [], set(), []
-        lockstep = Lockstep(self._program, double=True)
-        weights = drawn(self._model, self._program, self._weights, self._seed)
-        refused, later = lockstep.follow(weights, inputs, variants)
-        return [v for v in variants if v not in later], set(range(len(inputs))) - refused, later
-
-
-def _held(one: Variant, known: set[int]) -> bool:
-    shown = one.witness is None or any(one.told.get(i, 0.0) > _SAME for i in known)
-    return bool(known) and shown and all(one.gaps.get(i, inf) < _SAME for i in known)
-
-
-class _Firsts(Mapping[str, torch.Tensor]):
-    """The stored tensors by first name alone: those given (each read when it is asked for), else the model's own."""
-
-    def __init__(self, held: Mapping[str, torch.Tensor], program: Program) -> None:
-        self._held, self._names = held, [name for name, first in program.ties.items() if name == first]
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._held[name].detach()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def real(
-    model: nn.Module, program: Program, weights: Mapping[str, torch.Tensor] | None = None
-) -> Mapping[str, torch.Tensor]:
-    """The stored tensors by first name: those given, else the model's own."""
-    return _Firsts(
-        dict(model.named_parameters()) | dict(model.named_buffers()) if weights is None else weights, program
-    )
-
-
-def drawn(model: nn.Module, program: Program, weights: Mapping[str, torch.Tensor] | None, seed: int) -> Drawn:
-    """The stored tensors by first name, every value drawn anew."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    named = {name for name, _ in model.named_parameters()}
-    return Drawn(real(model, program, weights), program.shapes, named, seed, device)
 
 
 def change(new: tuple[torch.Tensor, ...], old: tuple[torch.Tensor, ...]) -> float:
