@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from otfuse.io.keys import Group
     from otfuse.io.stored import Stored
 
+# What a config says of parts that the files of a base need not have: there the anchor's is followed.
+_OF_THE_HEAD = ("tie_word_embeddings", "is_encoder_decoder")
+
 
 def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, *, like: nn.Module | None = None) -> nn.Module:
     """The model in evaluation mode and in ``dtype``, its stored tensors uninitialised, of the class of ``like`` if given.
 
-    Raises CheckpointError if transformers cannot make it.
+    Of its parts it then has as many as ``like``. Raises CheckpointError if transformers cannot make it.
     """
     from transformers import AutoConfig
     from transformers.initialization import no_init_weights
@@ -40,6 +43,9 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, *, like: nn.Module | No
         with quiet(), no_init_weights():
             reader = getattr(wanted, "config_class", None) or AutoConfig
             config = reader.from_pretrained(checkpoint.folder, local_files_only=True, **code)
+            if like is not None:
+                for key in _OF_THE_HEAD:
+                    setattr(config, key, getattr(like.config, key, None))
             code |= (
                 left_out(wanted, checkpoint.tensors if like is None else like.state_dict())
                 if issubclass(wanted, nn.Module)
