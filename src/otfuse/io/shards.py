@@ -49,8 +49,12 @@ class Shards:
         self._at: dict[str, tuple[int, int, Entry]] = {}
         self._handles: list[int] = []
         self._written: set[str] = set()
-        for file, entries in layout.items():
-            self._lay_out(folder / file, entries)
+        try:
+            for file, entries in layout.items():
+                self._lay_out(folder / file, entries)
+        except BaseException:
+            self.abandon()  # an open file keeps a disk busy that could not hold it
+            raise
 
     def write(self, key: str, blocks: Iterable[torch.Tensor]) -> None:
         """One tensor's values in order, cast to its type. OutputError if one is not finite there."""

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from otfuse.io.keys import Group
     from otfuse.io.stored import Stored
 
+# What a config says of parts that the files of a base need not have: there the anchor's is followed.
+_OF_THE_HEAD = ("tie_word_embeddings", "is_encoder_decoder")
+
 
 def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, *, like: nn.Module | None = None) -> nn.Module:
     """The model in evaluation mode and in ``dtype``, its stored tensors uninitialised, of the class of ``like`` if given.
 
-    Raises CheckpointError if transformers cannot make it.
+    Of its parts it then has as many as ``like``. Raises CheckpointError if transformers cannot make it.
     """
     from transformers import AutoConfig, GenerationConfig
     from transformers.initialization import no_init_weights
@@ -44,6 +47,8 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, *, like: nn.Module | No
             config = chosen.pop("config", None) or reader.from_pretrained(
                 checkpoint.folder, local_files_only=True, **code
             )
+            for key in _OF_THE_HEAD if like is not None else ():
+                setattr(config, key, getattr(like.config, key, None))
             generation = chosen.pop("generation_config", None)
             make = wanted._from_config if issubclass(wanted, nn.Module) else wanted.from_config  # noqa: SLF001  # what it calls
             model = make(config, dtype=dtype, **(chosen if issubclass(wanted, nn.Module) else code))
