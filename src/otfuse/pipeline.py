@@ -147,7 +147,7 @@ def fuse_checkpoints(
     with family:
         job = Job(family.parents, recipe, inputs, None, batch_size, clock, progress)
         if out is None:
-            return _planned(job)
+            return _planned(job, verify=verify)
         first = family.file_anchor
         writer.check_target(out, need=needed_bytes(first, kind))
         with ExitStack() as stack:
@@ -180,9 +180,6 @@ def _figures(report: Report, began: float) -> str:
     return card.fusion_json(replace(report, stages=(*report.stages, written)))
 
 
-def _planned(job: Job) -> Result:
-    from otfuse.align.plan import plan
-
-    pairs = job.pairs()
-    names = {space.id: space.name for space in pairs[0].anchor.graph.spaces}
-    return Result(None, plan(pairs, job.recipe), None, names)
+def _planned(job: Job, *, verify: bool) -> Result:
+    made = job.plan(verify=verify)
+    return Result(None, made, None, job.space_names())
