@@ -43,9 +43,11 @@ format: $(STAMP) ## put the code in the house's format
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-bench: $(STAMP) ## time and memory of whole processes; PUBLISHED=path measures the published code too
+bench: $(STAMP) ## time and memory of whole processes; PUBLISHED=path checks the goal, MERGEKIT=path/to/mergekit-yaml too
 	$(BIN)/python benchmarks/run.py $(PUBLISHED)
 	$(BIN)/python benchmarks/help.py
+	$(BIN)/python benchmarks/trace.py
+	$(BIN)/python benchmarks/scale.py $(if $(MERGEKIT),--mergekit $(MERGEKIT))
 
 clean: ## remove what make built, and the demo
 	rm -rf .venv demo dist build

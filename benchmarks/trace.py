@@ -43,7 +43,10 @@ def work(job: dict[str, Any]) -> None:
     import transformers
 
     from otfuse.flow.proof.gate import verify_graph
-    from otfuse.fusion.sides import check, traced, workable
+    from otfuse.fusion.differences import described
+    from otfuse.fusion.sides import Parent, check, traced, workable
+    from otfuse.program.export import stored
+    from otfuse.program.weights import Weights
 
     loaded = time.process_time()
     torch.manual_seed(0)
@@ -52,13 +55,15 @@ def work(job: dict[str, Any]) -> None:
     model = model.to(getattr(torch, job.get("dtype", "float32")))
     began, before = time.process_time(), _peak()
     model = model if job["task"] == "trace" else workable(model)
-    side = traced(model, None)
+    held = model.state_dict(keep_vars=True)
+    parent = Parent("model", model, Weights({name: held[name] for name in stored(model)[0]}), described(model, "model"))
+    side = traced(parent, None)
     if job["task"] == "gate alone":
         began = time.process_time()
     if job["task"] in ("verify", "gate alone"):
-        verify_graph(model, side.program, side.graph).require(1e-8)
+        verify_graph(model, side.program, side.graph, side.weights).require(1e-8)
     elif job["task"] == "gate":
-        check([model], [side], 0)
+        check([parent], [side], 0)
     print(json.dumps({"importing": loaded, "seconds": time.process_time() - began, "mib": _peak() - before}))
 
 

@@ -35,6 +35,10 @@ class DeviceError(OtfuseError):
     """The device asked for does not exist or is out of memory."""
 
 
+class ResourceError(OtfuseError):
+    """The machine has less memory than the run is expected to need."""
+
+
 class TraceError(OtfuseError):
     """The model cannot be turned into a program."""
 

@@ -145,7 +145,7 @@ def fuse_checkpoints(
     with family:
         job = Job(family.parents, recipe, inputs, None, batch_size, clock, progress)
         if out is None:
-            return _planned(job)
+            return _planned(job, verify=verify)
         with ExitStack() as stack:
             sink = stack.enter_context(fused_files(out, family.file_anchor, dtype=kind, shard_size=shard_size))
             alignments, gate = job.run(sink, verify=verify)
@@ -176,9 +176,6 @@ def _figures(report: Report, began: float) -> str:
     return card.fusion_json(replace(report, stages=(*report.stages, written)))
 
 
-def _planned(job: Job) -> Result:
-    from otfuse.align.plan import plan
-
-    pairs = job.pairs()
-    names = {space.id: space.name for space in pairs[0].anchor.graph.spaces}
-    return Result(None, plan(pairs, job.recipe), None, names)
+def _planned(job: Job, *, verify: bool) -> Result:
+    made = job.plan(verify=verify)
+    return Result(None, made, None, job.space_names())

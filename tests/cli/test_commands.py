@@ -126,7 +126,7 @@ def test_fuse_prints_stages_and_folded_problems(otfuse, pipeline, tmp_path):
 
 def test_dry_run_needs_no_out_and_writes_nothing(otfuse, pipeline):
     plan = SimpleNamespace(
-        problems=(("layers.0.mlp", 16, 32, "sinkhorn"),), memory_mib=12.0, spaces=(("s", "stream", 8, 8),)
+        problems=(("layers.0.mlp", 16, 32, "sinkhorn"),), memory_mib=12.0, seconds=3.5, spaces=(("s", "stream", 8, 8),)
     )
 
     def fuse(anchor, sources, out, **_):
@@ -139,6 +139,7 @@ def test_dry_run_needs_no_out_and_writes_nothing(otfuse, pipeline):
         "spaces": [{"id": "s", "name": "stream", "kind": "stream", "anchor": 8, "source": 8}],
         "problems": [{"name": "layers.0.mlp", "anchor": 16, "source": 32, "method": "sinkhorn"}],
         "memory_mib": 12.0,
+        "seconds": 3.5,
     }
     ran = otfuse("fuse", "a", "b", "--dry-run")
     assert "16 x 32" in ran.out

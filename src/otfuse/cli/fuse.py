@@ -105,10 +105,11 @@ def _print_plan(result: Any, *, as_json: bool) -> None:
             {"id": i, "name": result.names.get(i, i), "kind": kind, "anchor": anchor, "source": source}
             for i, kind, anchor, source in plan.spaces
         ]
-        output.emit({"out": None, "spaces": spaces, "problems": problems, "memory_mib": plan.memory_mib})
+        cost = {"memory_mib": plan.memory_mib, "seconds": plan.seconds}
+        output.emit({"out": None, "spaces": spaces, "problems": problems, **cost})
         return
     from otfuse.report import table
 
     named = [(result.names.get(i, i), *rest) for i, *rest in plan.spaces]
-    output.show(*table.plan(named, plan.problems, plan.memory_mib))
+    output.show(*table.plan(named, plan.problems, plan.memory_mib, plan.seconds))
     output.say("otfuse: a dry run, nothing was written")

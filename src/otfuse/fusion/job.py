@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from otfuse.align.pair import Pair
+from otfuse.align.plan import Task, needed_mib, plain_mib, plain_plan, plan
 from otfuse.align.scheme import measure, needs_data, set_aside, walk
 from otfuse.core.graph import unreached
 from otfuse.errors import DataError, UsageError
@@ -14,6 +15,8 @@ from otfuse.fusion.differences import differences
 from otfuse.fusion.plain import at_once, plain_pieces
 from otfuse.fusion.sides import check, sides
 from otfuse.measure.probe import first_batch
+from otfuse.measure.rates import rates
+from otfuse.measure.room import require_room
 from otfuse.program.weights import BLOCK
 
 if TYPE_CHECKING:
@@ -21,12 +24,14 @@ if TYPE_CHECKING:
 
     import torch
 
+    from otfuse.align.plan import Plan
     from otfuse.align.scheme import Measured, Walk
     from otfuse.core.alignment import Alignment, Carry
     from otfuse.core.dataset import Dataset
     from otfuse.core.recipe import Recipe
     from otfuse.fusion.sides import Parent
     from otfuse.measure.clock import Clock
+    from otfuse.measure.probe import Side
     from otfuse.program.inputs import Inputs
     from otfuse.program.state import Slot
 
@@ -60,6 +65,7 @@ class Job:
         self._progress = progress or (lambda _stage, _done, _total: None)
         self.weights = recipe.weights_for(len(parents))
         self.caches: tuple[Slot, ...] = ()
+        self._sides: list[Side] = []
         self._notes = [note for parent in parents for note in parent.notes]
         self._lacking = frozenset[str]().union(*(parent.lacking for parent in parents))
 
@@ -80,8 +86,10 @@ class Job:
     def run(self, sink: Sink, *, verify: bool, keep: bool = False) -> tuple[list[Alignment], dict[str, float] | None]:
         """Every fused tensor into ``sink``; the alignment of every source (with its maps, to ``keep``), the gate's figures."""
         if self.recipe.scheme == "average":
+            require_room(plain_mib(), what="averaging", helps="a machine with more")
             return self._average(sink), None
         pairs, gate = self.pairs(), None
+        self._require_room(pairs, verify=verify)
         if verify:
             with self.clock.stage("verify"):
                 found = check(self.parents, self._sides, self.recipe.seed)
@@ -98,6 +106,29 @@ class Job:
                 if self._sides[0].graph.ties[name] == name:
                     sink(name, self.parents[0].weights.blocks(name, BLOCK))
         return [own.alignment() for own in walks], gate
+
+    def plan(self, *, verify: bool) -> Plan:
+        """What a run would do and cost; nothing is solved, and a plain average is not even traced."""
+        if self.recipe.scheme == "average":
+            return plain_plan([self._bytes(parent) for parent in self.parents], rates())
+        return plan(self.pairs(), self.recipe, self._task(verify=verify), rates())
+
+    def space_names(self) -> dict[str, str]:
+        """Names of the anchor's spaces by id, once it is traced."""
+        return {space.id: space.name for side in self._sides[:1] for space in side.graph.spaces}
+
+    def _task(self, *, verify: bool) -> Task:
+        return Task(verify, self.data.size if self.data is not None and needs_data(self.recipe) else 0)
+
+    def _bytes(self, parent: Parent) -> int:
+        weights = parent.weights
+        return sum(weights.shape(name).numel() * weights.stored(name).itemsize for name in weights.alike)
+
+    def _require_room(self, pairs: Sequence[Pair], *, verify: bool) -> None:
+        helps = ["--recipe vanilla", *(["--no-verify"] if verify else [])]
+        helps += ["a smaller --batch-size"] if self.data is not None and needs_data(self.recipe) else []
+        needed = needed_mib(pairs, self.recipe, self._task(verify=verify))
+        require_room(needed, what="this fusion", helps=", ".join([*helps, "or a machine with more"]))
 
     def notes(self, alignments: Sequence[Alignment]) -> tuple[str, ...]:
         """What the report says beside figures."""

@@ -47,8 +47,9 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype, *, like: nn.Module | No
             config = chosen.pop("config", None) or reader.from_pretrained(
                 checkpoint.folder, local_files_only=True, **code
             )
-            for key in _OF_THE_HEAD if like is not None else ():
-                setattr(config, key, getattr(like.config, key, None))
+            if like is not None:
+                for key in _OF_THE_HEAD:
+                    setattr(config, key, getattr(like.config, key, None))
             generation = chosen.pop("generation_config", None)
             make = wanted._from_config if issubclass(wanted, nn.Module) else wanted.from_config  # noqa: SLF001  # what it calls
             model = make(config, dtype=dtype, **(chosen if issubclass(wanted, nn.Module) else code))

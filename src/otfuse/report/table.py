@@ -67,9 +67,12 @@ def fused(report: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def plan(
-    spaces: Sequence[tuple[str, str, int, int]], problems: Sequence[tuple[str, int, int, str]], memory_mib: float
+    spaces: Sequence[tuple[str, str, int, int]],
+    problems: Sequence[tuple[str, int, int, str]],
+    memory_mib: float,
+    seconds: float,
 ) -> list[RenderableType]:
-    """What a dry run says: spaces ``(name, kind, anchor, source)``, problems ``(name, anchor, source, method)``, memory."""
+    """What a dry run says: spaces ``(name, kind, anchor, source)``, problems ``(name, anchor, source, method)``, costs."""
     units = _table("space", "kind", ("count", "right"), ("anchor", "right"), ("source", "right"))
     for row in fold(spaces, lambda s: s[0].removesuffix(f" {s[1]}"), lambda s: s[1:]):
         _, kind, anchor, source = spaces[row.indices[0]]
@@ -79,7 +82,11 @@ def plan(
         _, anchor, source, method = problems[row.indices[0]]
         solves.add_row(fit(row.name), _times(row.count), f"{anchor} x {source}", method)
     memory = f"{memory_mib:.1f}" if memory_mib < 10 else f"{memory_mib:,.0f}"
-    return [units, Text(), solves, Text(), Text(f"Expected memory beyond the models: {memory} MiB.")]
+    took = (
+        f"{seconds:.1f} s" if seconds < 10 else f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} minutes"
+    )
+    told = Text(f"Expected: {memory} MiB above what importing takes, about {took}.")
+    return [units, Text(), solves, Text(), told] if spaces or problems else [told]
 
 
 def evaluated(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
