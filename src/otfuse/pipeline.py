@@ -141,7 +141,7 @@ def fuse_checkpoints(
     plain, allowed = recipe.scheme == "average", {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     with clock.stage("load"):
         family = Family(names, device=device, plain=plain, **allowed)
-        inputs = None if plain else family.dataset(data)
+        inputs = family.dataset(data, used=not plain)
     with family:
         job = Job(family.parents, recipe, inputs, None, batch_size, clock, progress)
         if out is None:

@@ -1,5 +1,6 @@
 """The plain average of equal names costs what it does: every tensor is read once, and no library that it does not need."""
 
+import json
 import sys
 
 import pytest
@@ -43,3 +44,13 @@ def test_slow_libraries_wait_until_they_are_needed(shell, pair, tmp_path, recipe
     assert ran.status == 0
     assert ("transformers" in loaded) is needed
     assert needed or not loaded & SLOW
+
+
+def test_data_that_a_plain_average_does_not_look_at_are_told(otfuse, pair, data, tmp_path):
+    given = ("fuse", *pair, "--recipe", "vanilla", "--json", "-q")
+    ran = otfuse(*given, "--out", tmp_path / "out", "--data", data / "ids.npz")
+    assert any("looks at no data" in note for note in json.loads(ran.out)["notes"])
+    ran = otfuse(*given, "--out", tmp_path / "other", "--data", data / "absent.npz")
+    assert ran.status == 1
+    assert "no such file" in ran.err
+    assert not (tmp_path / "other").exists()

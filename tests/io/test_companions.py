@@ -111,3 +111,10 @@ def test_companions_that_may_not_be_read_are_told_before_any_work(build, open_pl
 def test_what_is_no_file_is_left_aside(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert list(companions(Path(tmp_path))) == []
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "preprocessor_config.json"])
+def test_settings_that_are_no_object_are_refused(bert_folder, name):
+    (bert_folder / name).write_text("[1, 2]")
+    with pytest.raises(CheckpointError, match=rf"{name} must hold a JSON object, not a list"):
+        open_checkpoint(bert_folder)

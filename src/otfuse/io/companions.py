@@ -39,6 +39,7 @@ _FOLDERS = re.compile(
     r"|(?:optimizer|pytorch_model_fsdp|sharded_state|distributed_checkpoint)[-_]?\d*",
     re.IGNORECASE,
 )
+_OBJECTS = ("generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 _IMPORTED = re.compile(r"^\s*(?:from\s+\.(\w+)\s+import\b|import\s+\.(\w+)\s*$)", re.MULTILINE)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -135,7 +136,12 @@ def _require_file(folder: Path, path: Path) -> None:
         msg = f"checkpoint {folder}: {path} is a pointer of Git LFS and not the file itself; run `git lfs pull` there"
         raise CheckpointError(msg)
     if path.suffix == ".json" and len(path.parts) == 1 and path.name != "tokenizer.json":  # read as a vocabulary
-        read_json(folder / path)
+        found = read_json(folder / path)
+        if path.name in _OBJECTS and not isinstance(found, dict):
+            msg = (
+                f"checkpoint {folder}: {path} must hold a JSON object, not a {type(found).__name__}; download it again"
+            )
+            raise CheckpointError(msg)
 
 
 def names_code(path: Path) -> bool:

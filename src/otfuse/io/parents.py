@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from otfuse.core.report import SourceInfo
-from otfuse.errors import CheckpointError, UsageError
+from otfuse.errors import CheckpointError, DataError, UsageError
 from otfuse.evaluate.run import find_device
 from otfuse.fusion.differences import described
 from otfuse.fusion.sides import Parent, workable
@@ -194,9 +194,14 @@ class Family:
             for i, model in enumerate(models)
         ]
 
-    def dataset(self, data: Any) -> Dataset | None:
-        """The data, read with the anchor's tokenizer or processor and checked against it."""
+    def dataset(self, data: Any, *, used: bool = True) -> Dataset | None:
+        """The data, read with the anchor's tokenizer or processor and checked against it; not read where nothing uses them."""
         if data is None:
+            return None
+        if not used and isinstance(data, (str, Path)):
+            if not Path(data).exists():
+                raise DataError(f"data {data}: no such file or folder; check the path")
+            self.notes.append(f"data {data}: a plain average looks at no data; they were not read")
             return None
         stored = self._stores[0]
         return dataset_for(data, self.parents[0].module, None if stored is None else stored.checkpoint)
