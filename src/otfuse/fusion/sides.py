@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from otfuse.errors import UsageError
+from otfuse.errors import TraceError, UsageError
 from otfuse.flow.derive import derive
 from otfuse.flow.match import require_match
 from otfuse.flow.proof.gate import verify_weights
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 GATE_TOLERANCE = 1e-4  # float32, real weights: rounding of deep models stays below
 _GATE_EXAMPLES = 4
+_TRIAL_EXAMPLES = 2
 _LABELS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "id2label", "label2id")
 
 
@@ -53,8 +54,18 @@ class Parent:
 def traced(parent: Parent, inputs: Inputs | None) -> Side:
     """A model's program, flow graph and stored tensors."""
     program = export(parent.module, inputs)
-    graph = derive(program, holds=SpaceTrial(parent.module, program, parent.weights))
+    graph = derive(program, holds=SpaceTrial(parent.module, lambda: _few(parent.module, program), parent.weights))
     return Side(program, graph, parent.weights)
+
+
+def _few(model: nn.Module, program: Program) -> Program:
+    """The program traced on a few examples, where it was traced on many: a trial of spaces needs no more, and costs as much as they."""
+    if examples(program.inputs) <= _GATE_EXAMPLES:
+        return program
+    try:
+        return export(model, resized(program.inputs, _TRIAL_EXAMPLES))
+    except TraceError:
+        return program
 
 
 def sides(parents: Sequence[Parent], inputs: Inputs | None, aside: Callable[[Side], frozenset[str]]) -> list[Side]:

@@ -70,7 +70,7 @@ def opened(
     for stored in stores:
         joined = anchor is not None and _is_joined(anchor, stored.checkpoint)
         model = skeleton(stored.checkpoint, dtype, like=anchor if joined else None)
-        parents.append(_parent(stored, model, dtype, device, joined=joined))
+        parents.append(_parent(stored, model, dtype, device, joined=joined, first=anchor is None))
         anchor = model if anchor is None else anchor
     return parents
 
@@ -81,7 +81,9 @@ def _unclassed(stored: Stored, told: Described) -> FileParent:
     return FileParent(stored.checkpoint.name, None, weights, told, stored=stored, keys=keys)
 
 
-def _parent(stored: Stored, model: nn.Module, dtype: torch.dtype, device: str, *, joined: bool = False) -> FileParent:
+def _parent(
+    stored: Stored, model: nn.Module, dtype: torch.dtype, device: str, *, joined: bool, first: bool
+) -> FileParent:
     checkpoint = stored.checkpoint
     keys = settle(model, stored, joined=joined)
     state = model.state_dict(keep_vars=True)
@@ -101,7 +103,7 @@ def _parent(stored: Stored, model: nn.Module, dtype: torch.dtype, device: str, *
         found,
         described(model, checkpoint.name),
         lacking=frozenset(weights) if joined else frozenset(),
-        notes=tuple(_told(checkpoint, model, keys, weights if joined else [])),
+        notes=tuple(_told(checkpoint, model, keys, weights if joined else [], first=first)),
         stored=stored,
         keys=keys,
     )
@@ -118,7 +120,7 @@ def _is_joined(anchor: nn.Module, checkpoint: Checkpoint) -> bool:
     return not hasattr(anchor, prefix) or isinstance(getattr(anchor, prefix), theirs)
 
 
-def _told(checkpoint: Checkpoint, model: nn.Module, keys: Keys, lacking: list[str]) -> list[str]:
+def _told(checkpoint: Checkpoint, model: nn.Module, keys: Keys, lacking: list[str], *, first: bool) -> list[str]:
     notes = []
     if keys.bare:
         key, bare = next(iter(keys.bare.items()))
@@ -131,9 +133,9 @@ def _told(checkpoint: Checkpoint, model: nn.Module, keys: Keys, lacking: list[st
             f"{checkpoint.name}: has no {_listed(lacking)}, which {type(model).__name__} has; there the anchor's own are kept"
         )
     if keys.unexpected:
-        notes.append(
-            f"{checkpoint.name}: {type(model).__name__} has no place for {_listed(keys.unexpected)} of its files; left aside"
-        )
+        done = "they go with the result as they are" if first else "left aside"
+        kind = type(model).__name__
+        notes.append(f"{checkpoint.name}: {kind} has no place for {_listed(keys.unexpected)} of its files; {done}")
     return notes
 
 

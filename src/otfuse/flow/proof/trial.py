@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from otfuse.flow.proof.other_inputs import other_inputs
 from otfuse.program.lockstep import Lockstep, Variant
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from torch import nn
@@ -34,15 +35,26 @@ class SpaceTrial:
     """
 
     def __init__(
-        self, model: nn.Module, program: Program, weights: Mapping[str, torch.Tensor] | None = None, seed: int = 0
+        self,
+        model: nn.Module,
+        program: Program | Callable[[], Program],
+        weights: Mapping[str, torch.Tensor] | None = None,
+        seed: int = 0,
     ) -> None:
-        self._model, self._program, self._weights, self._seed = model, program, weights, seed
+        """``program``, or what makes one when something has to be tried, of any number of examples."""
+        self._model, self._given, self._weights, self._seed = model, program, weights, seed
+
+    @functools.cached_property
+    def _program(self) -> Program:
+        return self._given() if callable(self._given) else self._given
 
     def __call__(self, trials: Sequence[Sequence[Space]]) -> list[bool | None]:
         """Of each trial, spaces that are what they seem all or none, whether moving any leaves the outputs unchanged.
 
         None where there are no numbers (the meta device), and where the program cannot run in float64.
         """
+        if not any(trials):
+            return [True] * len(trials)
         if any(p.is_meta for p in self._model.parameters()):
             return [None] * len(trials)
         variants = [v for i, spaces in enumerate(trials) for space in spaces for v in self._variants(i, space)]
