@@ -73,7 +73,9 @@ def test_values_that_share_memory_count_once():
 
     model = Named(lambda m, x: m.b(m.a(x).view(6, 8).t().t().relu()), {"a": nn.Linear(4, 8), "b": nn.Linear(8, 2)})
     program = export(model.eval(), (torch.ones(6, 4),))
-    assert plans.activations(program) == 4 * 6 * (8 + 8)
+    assert plans.activations(program, set()) == 4 * 6 * (8 + 8)
+    first = next(node.name for node in program.graph.nodes if node.op == "call_function")
+    assert plans.activations(program, {first}) == 4 * 6 * 8
 
 
 def test_the_rates_of_this_machine_are_numbers_above_zero():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from otfuse.align.structure import kept_units, shared_maps
+from otfuse.align.structure import kept_units, needed_nodes, shared_maps
 from otfuse.core.graph import NodeKind
 from otfuse.program.inputs import examples
 
@@ -96,7 +96,8 @@ def needed_mib(pairs: Sequence[Pair], recipe: Recipe, task: Task) -> float:
     largest, moments, measure = max(sizes.values(), default=0), 0, 0.0
     if recipe.otfusion.features == "activations":
         moments = sum(8 * na * ns for _, na, ns, *_ in problems)
-        measure = moments + 2 * largest + activations(side.program) + activations(source.program)
+        batch = sum(activations(own.program, _observed(pairs[0], own)) for own in (side, source))
+        measure = moments + 2 * largest + batch
     gate = sum(sizes.values()) + 3 * largest if task.verify else 0
     solve = max((8 * _HELD * na * ns + 24 * values for _, na, ns, _, values, _ in problems), default=0)
     maps = max((16 * na * ns for _, na, ns, *_ in problems), default=0)
@@ -122,9 +123,18 @@ def _seconds(pairs: Sequence[Pair], recipe: Recipe, task: Task, problems: Sequen
     return python / rates.python + single / rates.single + double / rates.double + moved / rates.memory
 
 
-def activations(program: Program) -> float:
-    """Bytes of values at once in a forward pass on the inputs that were traced; what shares memory counts once."""
+def _observed(pair: Pair, side: Side) -> set[str]:
+    found = (side.graph.nodes[index].observation for index in needed_nodes(pair))
+    return {observation.value for observation in found if observation is not None}
+
+
+def activations(program: Program, wanted: set[str]) -> float:
+    """Bytes of values at once in a forward pass on the inputs that were traced, up to the last that is ``wanted``.
+
+    What shares memory counts once.
+    """
     steps = [node for node in program.graph.nodes if node.op == "call_function"]
+    steps = steps[: max((i + 1 for i, node in enumerate(steps) if node.name in wanted), default=len(steps))]
     place = {node: i for i, node in enumerate(steps)}
     stored = {_storage(node) for node in program.graph.nodes if node.op == "placeholder"}
     born, dies, sizes = dict[int, int](), dict[int, int](), dict[int, int]()
