@@ -69,7 +69,7 @@ def trace(model: nn.Module | str | Path, example_inputs: Inputs | None = None) -
     """The flow graph of a module or checkpoint; inputs are made from a Hugging Face config when None."""
     from otfuse.fusion.sides import traced
 
-    with Family([model]) as family:
+    with Family([model], to_fuse=False) as family:
         return traced(family.anchor, example_inputs).graph
 
 
@@ -78,7 +78,7 @@ def verify(model: nn.Module | str | Path, example_inputs: Inputs | None = None, 
     from otfuse.flow.proof.gate import verify_graph
     from otfuse.fusion.sides import traced
 
-    with Family([model]) as family:
+    with Family([model], to_fuse=False) as family:
         side = traced(family.anchor, example_inputs)
         return verify_graph(family.anchor.module, side.program, side.graph, side.weights, seed=seed)
 

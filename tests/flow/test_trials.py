@@ -12,6 +12,7 @@ from otfuse.core.space import Group
 from otfuse.flow.derive import derive
 from otfuse.flow.proof.drawn import Drawn, real
 from otfuse.flow.proof.gate import verify_weights
+from otfuse.flow.proof.other_inputs import other_inputs
 from otfuse.flow.proof.trial import SpaceTrial
 from otfuse.program.export import export
 from otfuse.testing.examples import EXAMPLES
@@ -108,3 +109,10 @@ def test_the_gate_reads_weights_from_a_mapping_once_and_raises_half_precision(dt
     assert len(taken) == len(tensors) + 1, "every tensor once, and that of one control again"
     raised = verify_weights(model, program, graph, {name: tensor.float() for name, tensor in tensors.items()})
     assert (found.error, found.control) == (raised.error, raised.control)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inputs_in_half_precision_are_drawn_too(dtype):
+    whole, parts = next(iter(other_inputs((torch.randn(2, 3).to(dtype),), 0, new_numbers=True)))
+    assert whole[0].dtype == dtype
+    assert len(parts) == 1

@@ -45,9 +45,9 @@ class FileParent(Parent):
     keys: Keys = field(kw_only=True)
 
 
-def given(module: nn.Module, name: str) -> Parent:
-    """A module of the caller's."""
-    own = workable(module)
+def given(module: nn.Module, name: str, *, to_fuse: bool = True) -> Parent:
+    """A module of the caller's, as it is or, to be fused, in a type that can be computed in. UsageError if it has no weights then."""
+    own = workable(module) if to_fuse else module
     tensors = dict(own.named_parameters(remove_duplicate=False)) | dict(own.named_buffers(remove_duplicate=False))
     return Parent(name, own, Weights({n: tensors[n] for n in stored_tensors(own)[0]}), described(module, name))
 
@@ -171,6 +171,7 @@ class Family:
         *,
         device: str = "cpu",
         plain: bool = False,
+        to_fuse: bool = True,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
@@ -192,7 +193,9 @@ class Family:
         )
         self.models = models
         self.parents: list[Parent] = [
-            given(model, f"{type(model).__name__} {i}") if isinstance(model, nn.Module) else next(files)
+            given(model, f"{type(model).__name__} {i}", to_fuse=to_fuse)
+            if isinstance(model, nn.Module)
+            else next(files)
             for i, model in enumerate(models)
         ]
 

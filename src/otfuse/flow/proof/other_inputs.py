@@ -42,6 +42,8 @@ def _other(given: torch.Tensor, source: np.random.Generator, *, narrow: bool, ne
     values, shape = given.detach().cpu().reshape(-1), tuple(given.shape)
     marks = bool(((values == 0) | (values == 1)).all())
     drawn: Any
+    if given.dtype.itemsize == 2 and given.is_floating_point():  # NumPy lacks some of these types
+        return _other(given.float(), source, narrow=narrow, new_numbers=new_numbers).to(given.dtype)
     if marks and (narrow or given.dtype is torch.bool):
         drawn = _in_every_row(source.integers(0, 2, shape), 0, 1, source)
     elif narrow:
