@@ -20,7 +20,7 @@ from otfuse.flow.proof.drawn import drawn, real
 from otfuse.program.export import quiet
 from otfuse.program.inputs import examples, forward_keywords, resized, split_inputs, telling_number
 from otfuse.program.outputs import main_outputs
-from otfuse.program.run import Runner, default_dtype, raised
+from otfuse.program.run import Runner, default_dtype, fitting_threads, raised
 from otfuse.program.state import evaluating
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def verify_graph(
         known = telling_number([examples(program.inputs, dim), *chain(*program.shapes.values())])
         resize = replace(program, inputs=resized(program.inputs, known, dim))
         others.append(_Module(model, resize, double=True))
-    return _verify(run, graph, drawn(model, program, seed, weights), seed, others)
+    with fitting_threads(program.inputs):
+        return _verify(run, graph, drawn(model, program, seed, weights), seed, others)
 
 
 def verify_weights(
@@ -93,7 +94,8 @@ def verify_weights(
     seed: int = 0,
 ) -> Verification:
     """The gate on real weights: those given by first name, each read when it is needed, or else the model's own."""
-    return _verify(_Module(model, program, double=False), graph, real(model, program, weights), seed)
+    with fitting_threads(program.inputs):
+        return _verify(_Module(model, program, double=False), graph, real(model, program, weights), seed)
 
 
 def change(new: tuple[torch.Tensor, ...], old: tuple[torch.Tensor, ...]) -> float:

@@ -11,6 +11,7 @@ from otfuse.flow.proof.act import Moves, draw, exchange, generators
 from otfuse.flow.proof.drawn import drawn
 from otfuse.flow.proof.other_inputs import other_inputs
 from otfuse.program.lockstep import Lockstep, Variant
+from otfuse.program.run import fitting_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +60,8 @@ class SpaceTrial:
             return [None] * len(trials)
         variants = [v for i, spaces in enumerate(trials) for space in spaces for v in self._variants(i, space)]
         try:
-            failed = self._failed(variants)
+            with fitting_threads(self._program.inputs):
+                failed = self._failed(variants)
         except (RuntimeError, NotImplementedError):
             return [None if spaces else True for spaces in trials]
         return [i not in failed for i in range(len(trials))]
