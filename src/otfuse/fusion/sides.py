@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 GATE_TOLERANCE = 1e-4  # float32, real weights: rounding of deep models stays below
 _GATE_EXAMPLES = 4
-_TRIAL_EXAMPLES = 2
+_TRIAL_EXAMPLES = 8  # two choose too few experts to tell
 _LABELS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "id2label", "label2id")
 
 
@@ -60,7 +60,7 @@ def traced(parent: Parent, inputs: Inputs | None) -> Side:
 
 def _few(model: nn.Module, program: Program) -> Program:
     """The program traced on a few examples, where it was traced on many: a trial of spaces needs no more, and costs as much as they."""
-    if examples(program.inputs) <= _GATE_EXAMPLES:
+    if examples(program.inputs) <= _TRIAL_EXAMPLES:
         return program
     try:
         return export(model, resized(program.inputs, _TRIAL_EXAMPLES))
