@@ -39,7 +39,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
         lines.append(f"| {method} | {' | '.join(cells)} |")
     told = (
         f"\nMean and standard deviation over {len(PAIRS)} pairs of parents (seeds {', '.join(f'{a} and {b}' for a, b in PAIRS)}), "
-        f"500 held-out images, {machine()}. Made by `python experiments/seeds/run.py`.\n"
+        f"500 held-out images; machine: {', '.join(f'{k} {v}' for k, v in machine().items())}. Made by `python experiments/seeds/run.py`.\n"
     )
     return "\n".join(lines) + "\n" + told
 
