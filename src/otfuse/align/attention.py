@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from otfuse.align.features import Features
     from otfuse.align.pair import Pair
     from otfuse.core.graph import FlowGraph, FlowNode
-    from otfuse.core.recipe import OTFusion
+    from otfuse.core.options import OTFusion
 
     class Walk(Protocol):
         """What the walk offers that these maps are part of."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from otfuse.align.maps import UnitMap
-    from otfuse.core.recipe import OTFusion
+    from otfuse.core.options import OTFusion
     from otfuse.measure.moments import Moments
 
 

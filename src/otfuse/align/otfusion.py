@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from otfuse.core.alignment import Carry
     from otfuse.core.coupling import Coupling
     from otfuse.core.graph import FlowNode
-    from otfuse.core.recipe import OTFusion
+    from otfuse.core.options import OTFusion
     from otfuse.measure.moments import Moments
 
 

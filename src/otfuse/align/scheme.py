@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from otfuse.align.pair import Pair
     from otfuse.core.dataset import Dataset
-    from otfuse.core.recipe import OTFusion, Recipe
+    from otfuse.core.options import OTFusion
+    from otfuse.core.recipe import Recipe
     from otfuse.measure.moments import Moments, Transform
     from otfuse.measure.probe import Side
 

@@ -8,12 +8,13 @@ import re
 import reprlib
 from collections.abc import Mapping
 from importlib import resources
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 
 from otfuse.core import recipe_text
+from otfuse.core.options import Aligned, Auto, Calibrated, Closed, Distilled, OTFusion, Refined
 from otfuse.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -21,63 +22,38 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SHOWN = 60  # characters of a value that a sentence repeats
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+SECTIONS: dict[str, type[Closed]] = {
+    "otfusion": OTFusion,
+    "aligned": Aligned,
+    "calibrated": Calibrated,
+    "refined": Refined,
+    "distilled": Distilled,
+    "auto": Auto,
+}
+_USES = {  # sections that a scheme reads, its own apart
+    "calibrated": ("aligned", "refined"),
+    "refined": ("aligned",),
+    "distilled": ("aligned", "calibrated", "refined"),
+    "auto": ("aligned", "calibrated", "distilled"),
+}
 
 
-class OTFusion(_Closed):
-    """Options of the published method (arXiv 2310.05719), in the words of docs/method.md, section 6."""
-
-    features: Literal["activations", "weights"] = "activations"
-    transform: Literal["standardize", "center", "normalize", "none", "unit"] = "standardize"
-    tokens: str = "all"
-    unread: Literal["skip", "compare"] = "skip"
-    cost: Literal["euclidean", "sqeuclidean", "cosine", "correlation"] = "euclidean"
-    cost_scale: Literal["max", "mean", "median", "none"] = "max"
-    solver: Literal["sinkhorn", "emd"] = "sinkhorn"
-    regulariser: Positive | Literal["auto"] = 0.08
-    residual: Literal["branch", "skip", "identity", "mean", "scalar", "matrix"] = "mean"
-    query_key: Literal["separate", "tied", "heads"] = "separate"
-    classifier: Literal["fuse", "anchor"] = "fuse"
-    unequal: Literal["balanced", "published"] = "balanced"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _transform_of_features(cls, data: Any) -> Any:
-        """Weights are compared as unit rows unless the recipe says otherwise."""
-        if isinstance(data, dict) and data.get("features") == "weights":
-            return {"transform": "unit"} | data
-        return data
-
-    @field_validator("tokens")
-    @classmethod
-    def _tokens(cls, value: str) -> str:
-        if value not in ("all", "cls") and not re.fullmatch(r"window:[1-9]\d*", value):
-            msg = "allowed: all, cls, window:N (N x N centre patches and the class token)"
-            raise ValueError(msg)
-        return value
-
-    @model_validator(mode="after")
-    def _transform_fits_features(self) -> Self:
-        allowed = ("unit", "none") if self.features == "weights" else ("standardize", "center", "normalize", "none")
-        if self.transform not in allowed:
-            msg = f"transform {self.transform!r} does not go with features {self.features!r}; allowed: {', '.join(allowed)}"
-            raise ValueError(msg)
-        return self
-
-
-class Recipe(_Closed):
+class Recipe(Closed):
     """A scheme and its options. ``weights`` is one per model, anchor first; None means equal weights."""
 
-    scheme: Literal["average", "otfusion"]
+    scheme: Literal["average", "otfusion", "aligned", "calibrated", "refined", "distilled", "auto"]
     weights: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(default=None, strict=False)
     seed: int = Field(default=0, ge=0, lt=2**63)  # what a torch generator takes
     otfusion: OTFusion = OTFusion()
+    aligned: Aligned = Aligned()
+    calibrated: Calibrated = Calibrated()
+    refined: Refined = Refined()
+    distilled: Distilled = Distilled()
+    auto: Auto = Auto()
 
-    @field_validator("otfusion", mode="before")
+    @field_validator(*SECTIONS, mode="before")
     @classmethod
     def _empty_section(cls, value: Any) -> Any:
         """``otfusion:`` with nothing below it: every option has its default."""
@@ -107,7 +83,7 @@ class Recipe(_Closed):
 
     def to_yaml(self) -> str:
         """The recipe with every option of its scheme set, as YAML."""
-        unused = None if self.scheme == "otfusion" else {"otfusion"}
+        unused = set(SECTIONS) - {self.scheme, *_USES.get(self.scheme, ())}
         text = yaml.safe_dump(self.model_dump(mode="json", exclude=unused), sort_keys=False)
         return text.replace("weights: null\n", "weights: null  # equal: 1/k each for k models\n", 1)
 
@@ -207,7 +183,7 @@ def _nearest(word: str, allowed: list[str]) -> str:
 def _unknown(key: str) -> str:
     """What is said of a key that does not exist: the nearest one of any section, and those beside it."""
     section, _, word = key.rpartition(".")
-    keys = [*Recipe.model_fields, *(f"otfusion.{name}" for name in OTFusion.model_fields)]
+    keys = [*Recipe.model_fields, *(f"{part}.{name}" for part, own in SECTIONS.items() for name in own.model_fields)]
 
     def nearness(known: str) -> tuple[float, bool]:
         place, _, name = known.rpartition(".")
@@ -217,7 +193,7 @@ def _unknown(key: str) -> str:
     if best == key:
         return f"unknown key {key!r}; in a recipe {word!r} stands below {section!r}: write {section}: {{{word}: ...}}"
     hint, place = (f"did you mean {best!r}? ", best.rpartition(".")[0]) if nearness(best)[0] >= 0.5 else ("", section)
-    beside = OTFusion.model_fields if place == "otfusion" else Recipe.model_fields
+    beside = SECTIONS.get(place, Recipe).model_fields
     return f"unknown key {key!r}; {hint}allowed{place and f' in {place}'}: {', '.join(beside)}"
 
 
@@ -248,7 +224,7 @@ def _sentence(error: ValidationError, where: str) -> str:
     if location[:1] == ("weights",) and kind != "value_error":
         reason = "allowed: one number from 0 to 1 per model, anchor first, for example [0.5, 0.5]"
     if kind == "model_type":
-        reason = f"it is a section, whose keys are {', '.join(OTFusion.model_fields)}"
+        reason = f"it is a section, whose keys are {', '.join(SECTIONS[key].model_fields)}"
     return (
         f"{where}: {key} cannot be {_shown(given)}: {reason}"
         if kind != "value_error" or location
