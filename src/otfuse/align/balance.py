@@ -1,0 +1,122 @@
+"""One model's canonical tensors with both sides of every invertible map made equally large.
+
+Between two balanced models every exact map is orthogonal (Procrustes finds it), a permutation, signs or a turn: it keeps
+lengths, and one squared distance serves all spaces.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+
+from otfuse.align.elements import Dense, Monomial, carried
+from otfuse.core.symmetry import Kind
+from otfuse.solve.procrustes import balance, balance_factors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from otfuse.align.elements import Element, Place
+    from otfuse.align.spaces import Spaces
+    from otfuse.core.symmetry import Symmetry
+
+_BALANCED = (Kind.INVERTIBLE, Kind.SCALING, Kind.POSITIVE, Kind.TURN)
+_PART = 1 << 24  # values of a part in float64
+_HELD = 1 << 27  # values in float64 that are kept: a gibibyte
+_ROUNDS, _STOP = 200, 1e-12  # where balanced spaces meet in one tensor (channels of a chain of convolutions)
+
+
+class Balanced:
+    """Tensors in float64, canonical and balanced, by first name; ``elements`` are those that balance, by space id.
+
+    Read anew each time, but for the last ones used, a gibibyte of them.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], spaces: Spaces) -> None:
+        self.names, self.spaces = tuple(names), spaces
+        self._weights, self._shapes = weights, shapes
+        self._kept: OrderedDict[tuple[str, int], torch.Tensor] = OrderedDict()
+        self.elements: dict[str, Element] = {}
+        self._balance()
+
+    def parts(self, name: str) -> Iterator[torch.Tensor]:
+        """The tensor in parts along an axis that no space touches (whole where it is small, or has none)."""
+        shape, axis = self._shapes[name], self._free_axis(name)
+        size = prod(shape)
+        step = 1 if not size or axis is None else max(1, shape[axis] * _PART // size)
+        count = 1 if axis is None or size <= _PART else -(-shape[axis] // step)
+        whole: torch.Tensor | None = None
+        for i in range(count):
+            if (name, i) in self._kept:
+                self._kept.move_to_end((name, i))
+            else:
+                whole = self._weights[name].detach() if whole is None else whole
+                part = whole if count == 1 or axis is None else whole.narrow(axis, i * step, min(step, shape[axis] - i * step))
+                self._keep((name, i), self._moved(name, part.to("cpu", torch.float64)))
+            yield self._kept[name, i]
+
+    def square(self) -> float:
+        """The squared length of all tensors together."""
+        return sum(float(part.square().sum()) for name in self.names for part in self.parts(name))
+
+    def _moved(self, name: str, part: torch.Tensor) -> torch.Tensor:
+        return carried(part, [(place, self.elements[key]) for key, place in self.spaces.at.get(name, ()) if key in self.elements])
+
+    def _keep(self, key: tuple[str, int], part: torch.Tensor) -> None:
+        self._kept[key] = part
+        while len(self._kept) > 1 and sum(own.numel() for own in self._kept.values()) > _HELD:
+            self._kept.popitem(last=False)
+
+    def _free_axis(self, name: str) -> int | None:
+        taken = {axis for _, place in self.spaces.at.get(name, ()) for axis in (place.axis, place.batch_axis)}
+        free = [axis for axis in range(len(self._shapes[name])) if axis not in taken]
+        return max(free, key=lambda axis: self._shapes[name][axis], default=None)
+
+    def _balance(self) -> None:
+        wanted = [s for s in self.spaces.all.values() if s.kind in _BALANCED]
+        for _ in range(_ROUNDS if _meet(self.spaces, wanted) else 1):
+            change = 0.0
+            for symmetry, (writes, reads) in self._sides(wanted):
+                found = _element(symmetry, writes, reads)
+                change = max(change, float((found.dense().diagonal(dim1=1, dim2=2) - 1).abs().max()))
+                key = symmetry.space.id
+                self.elements[key] = found.after(self.elements[key]) if key in self.elements else found
+            self._kept.clear()
+            if change < _STOP:
+                return
+
+    def _sides(self, wanted: Sequence[Symmetry]) -> Iterator[tuple[Symmetry, tuple[torch.Tensor, torch.Tensor]]]:
+        """Gram matrices (or squared lengths, where units are not mixed) of what writes and of what reads; spaces that lack a side left out."""
+        sums: dict[tuple[str, bool], torch.Tensor] = {}
+        known = {s.space.id: s for s in wanted}
+        for name in self.names:
+            for part in self.parts(name) if any(key in known for key, _ in self.spaces.at.get(name, ())) else ():
+                for key, place in self.spaces.at[name]:
+                    if key in known and not place.order_only:
+                        block = place.block(part)
+                        own = block @ block.mT if known[key].kind.mixes else block.square().sum(2)
+                        sums[key, place.inverse] = sums.get((key, place.inverse), 0) + own
+        for key, symmetry in known.items():
+            if (key, False) in sums and (key, True) in sums:
+                yield symmetry, (sums[key, False], sums[key, True])
+
+
+def _element(symmetry: Symmetry, writes: torch.Tensor, reads: torch.Tensor) -> Element:
+    if symmetry.kind is Kind.INVERTIBLE:
+        matrix = balance(writes, reads)
+        return Dense(matrix, torch.linalg.inv(matrix))  # symmetric
+    if symmetry.kind is Kind.TURN:
+        factor = balance_factors(*(g.diagonal(dim1=1, dim2=2).sum(1) for g in (writes, reads)))
+        eye = torch.eye(symmetry.n, dtype=torch.float64)
+        return Dense(eye * factor[:, None, None], eye / factor[:, None, None])
+    factor = balance_factors(writes, reads)
+    return Monomial(torch.arange(symmetry.n).repeat(symmetry.copies, 1), factor)
+
+
+def _meet(spaces: Spaces, wanted: Sequence[Symmetry]) -> bool:
+    """Whether two balanced spaces act on one tensor along different axes."""
+    keys = {s.space.id for s in wanted}
+    return any(len({place.axis for key, place in own if key in keys}) > 1 for own in spaces.at.values())

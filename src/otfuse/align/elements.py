@@ -1,0 +1,172 @@
+"""Elements of the groups of spaces, one per copy, as maps from a source's units to the anchor's, and how they act on tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from otfuse.core.symmetry import Slot, Symmetry
+
+Element: TypeAlias = "Monomial | Dense"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Slots of one tensor and axis that differ in nothing but their places: ``positions[copies, n, width]``.
+
+    ``inverse``, ``order_only`` and ``batch_axis`` as in :class:`otfuse.core.symmetry.Slot`.
+    """
+
+    tensor: str
+    axis: int
+    positions: torch.Tensor
+    inverse: bool = False
+    order_only: bool = False
+    batch_axis: int | None = None
+
+    def block(self, tensor: torch.Tensor) -> torch.Tensor:
+        """``[copies, n, rest]`` of a tensor."""
+        copies, n, _ = self.positions.shape
+        return self._view(tensor)[self._index()].reshape(copies, n, -1)
+
+    def write(self, tensor: torch.Tensor, block: torch.Tensor) -> None:
+        """The block back into a tensor, in place."""
+        view, index = self._view(tensor), self._index()
+        lead = (index[0].numel(),) if self.batch_axis is None else tuple(index[1].shape)
+        view[index] = block.reshape(*lead, *view.shape[len(lead) :]).to(tensor)
+
+    def _view(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.batch_axis is None:
+            return tensor.movedim(self.axis, 0)
+        return tensor.movedim((self.batch_axis, self.axis), (0, 1))
+
+    def _index(self) -> tuple[torch.Tensor, ...]:
+        if self.batch_axis is None:
+            return (self.positions.reshape(-1),)
+        own = self.positions.reshape(len(self.positions), -1)
+        return torch.arange(len(own))[:, None], own
+
+
+def places(slots: Iterable[Slot]) -> list[Place]:
+    """Slots that act alike, side by side."""
+    alike: dict[tuple[object, ...], list[np.ndarray]] = {}
+    for s in slots:
+        alike.setdefault((s.tensor, s.axis, s.inverse, s.order_only, s.batch_axis), []).append(s.positions)
+    return [
+        Place(tensor, axis, torch.from_numpy(np.stack(found, 2)), inverse, order_only, batch_axis)  # type: ignore[arg-type]
+        for (tensor, axis, inverse, order_only, batch_axis), found in alike.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Monomial:
+    """``new[u] = factor[u] * old[order[u]]``, ``order[copies, n]``; ``factor`` None is one everywhere."""
+
+    order: torch.Tensor
+    factor: torch.Tensor | None = None
+
+    def on(self, block: torch.Tensor, place: Place) -> torch.Tensor:
+        """The block ``[copies, n, rest]`` with the element, or its inverse transpose, applied."""
+        if self.factor is None and bool((self.order == torch.arange(self.order.shape[1])).all()):
+            return block
+        moved = block.gather(1, self.order[:, :, None].expand(-1, -1, block.shape[2]))
+        if self.factor is None or place.order_only:
+            return moved
+        return moved * (1 / self.factor if place.inverse else self.factor)[:, :, None].to(moved)
+
+    def after(self, first: Element) -> Element:
+        """This element after another."""
+        if isinstance(first, Dense):
+            return Dense(*(own @ other for own, other in zip(self._both(), (first.matrix, first.dual), strict=True)), first.order)
+        order = first.order.gather(1, self.order)
+        if self.factor is None and first.factor is None:
+            return Monomial(order)
+        inner = torch.ones_like(self.order, dtype=torch.float64) if first.factor is None else first.factor
+        inner = inner.gather(1, self.order)
+        return Monomial(order, inner if self.factor is None else self.factor * inner)
+
+    def inverse(self) -> Monomial:
+        """The element that undoes it."""
+        order = self.order.argsort(1)
+        return Monomial(order, None if self.factor is None else 1 / self.factor.gather(1, order))
+
+    def taken(self, copies: torch.Tensor) -> Monomial:
+        """The elements of these copies."""
+        return Monomial(self.order[copies], None if self.factor is None else self.factor[copies])
+
+    def dense(self) -> torch.Tensor:
+        """``[copies, n, n]``."""
+        return self._both()[0]
+
+    def _both(self) -> tuple[torch.Tensor, torch.Tensor]:
+        matrix = torch.nn.functional.one_hot(self.order, self.order.shape[1]).double()
+        return (matrix, matrix) if self.factor is None else (matrix * self.factor[:, :, None], matrix / self.factor[:, :, None])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dense:
+    """``matrix[copies, n, n]``; ``dual`` acts where the inverse transpose does, ``order`` on gains (None: they stay)."""
+
+    matrix: torch.Tensor
+    dual: torch.Tensor
+    order: torch.Tensor | None = None
+
+    def on(self, block: torch.Tensor, place: Place) -> torch.Tensor:
+        """The block ``[copies, n, rest]`` with the element, or its inverse transpose, applied."""
+        if place.order_only:
+            return block if self.order is None else self.order.to(block) @ block
+        return (self.dual if place.inverse else self.matrix).to(block) @ block
+
+    def after(self, first: Element) -> Element:
+        """This element after another."""
+        if isinstance(first, Monomial):
+            matrix, dual = first._both()  # noqa: SLF001  # the two forms know each other
+            plain = Monomial(first.order).dense()
+            return Dense(self.matrix @ matrix, self.dual @ dual, None if self.order is None else self.order @ plain)
+        order = None if self.order is None or first.order is None else self.order @ first.order
+        return Dense(self.matrix @ first.matrix, self.dual @ first.dual, order)
+
+    def inverse(self) -> Dense:
+        """The element that undoes it."""
+        return Dense(self.dual.mT, self.matrix.mT)
+
+    def taken(self, copies: torch.Tensor) -> Dense:
+        """The elements of these copies."""
+        return Dense(self.matrix[copies], self.dual[copies], None if self.order is None else self.order[copies])
+
+    def dense(self) -> torch.Tensor:
+        """``[copies, n, n]``."""
+        return self.matrix
+
+
+def identity(symmetry: Symmetry) -> Element:
+    """Every unit to itself."""
+    if symmetry.kind.mixes:
+        eye = torch.eye(symmetry.n, dtype=torch.float64).repeat(symmetry.copies, 1, 1)
+        return Dense(eye, eye)
+    return Monomial(torch.arange(symmetry.n).repeat(symmetry.copies, 1))
+
+
+def stays(element: Element) -> bool:
+    """Whether a monomial element is the identity; elements that mix units are never told to be."""
+    if isinstance(element, Dense):
+        return False
+    one = element.factor is None or bool((element.factor == 1).all())
+    return one and bool((element.order == torch.arange(element.order.shape[1])).all())
+
+
+def carried(tensor: torch.Tensor, moves: Sequence[tuple[Place, Element]]) -> torch.Tensor:
+    """The tensor with elements applied one after another; the one given stays as it is."""
+    moves = [(place, element) for place, element in moves if not stays(element)]
+    if not moves:
+        return tensor
+    tensor = tensor.clone()
+    for place, element in moves:
+        place.write(tensor, element.on(place.block(tensor), place))
+    return tensor
