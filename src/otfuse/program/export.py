@@ -50,7 +50,7 @@ class Program:
     ``inputs``; ``outputs`` are the nodes that predictions are made of; ``ties`` maps every stored name to its first;
     ``caches`` are attributes that a forward pass fills with what it computed: without them it computes the same.
     ``asked`` are nodes whose values forward asked for, with the answers that the example gave: the program holds for inputs
-    that give the same.
+    that give the same. ``buffers`` are the first names of stored tensors that are no parameters.
     """
 
     graph: fx.Graph
@@ -64,6 +64,7 @@ class Program:
     shapes: dict[str, tuple[int, ...]]
     caches: tuple[Slot, ...] = ()
     asked: tuple[tuple[fx.Node, torch.Tensor], ...] = ()
+    buffers: frozenset[str] = frozenset()
 
     def live(self) -> set[fx.Node]:
         """Nodes that an output depends on: dead code must not constrain.
@@ -246,6 +247,7 @@ def _program(
         ties=ties,
         shapes=shapes,
         caches=caches,
+        buffers=frozenset(ties[name] for name, _ in model.named_buffers() if name in ties),
     )
     _hold_angles(program, untrained)
     plain_runs(graph, constants)

@@ -38,6 +38,8 @@ class Variant:
 
     ``trial`` numbers what the variant is tried for: while one of a trial differs where nothing that it moved is read any
     more, no other of that trial is begun. ``witness``, another variant of the same tensors, is followed as long as this one.
+    ``patience``: it is given up, its gap infinite, when so many steps that read other stored tensors have taken its difference on
+    where nothing that it moved is read any more (None: never).
     By the number of the input: ``gaps``, the relative change at the outputs, zero where everything came to nothing before;
     ``told``, the largest relative change of what the witness left there.
     """
@@ -46,14 +48,16 @@ class Variant:
     move: Callable[[str, torch.Tensor], torch.Tensor]
     trial: int = 0
     witness: Variant | None = None
+    patience: int | None = None
     gaps: dict[int, float] = field(default_factory=dict)
     told: dict[int, float] = field(default_factory=dict)
     values: dict[int, dict[fx.Node, Any]] = field(default_factory=dict)  # by the number of the input: what differs
     weights: dict[fx.Node, torch.Tensor] = field(default_factory=dict)
+    taken_on: int = 0  # steps, as ``patience`` counts them
 
     def anew(self) -> Variant:
         """The same, as it was before it was followed."""
-        return Variant(self.names, self.move, self.trial, self.witness and self.witness.anew())
+        return Variant(self.names, self.move, self.trial, self.witness and self.witness.anew(), self.patience)
 
 
 class Lockstep(Runner):
@@ -83,6 +87,8 @@ class Lockstep(Runner):
                 active.append(new)
             self._load(node.all_input_nodes, shared, weights)
             self._advance(node, envs, shared, active)
+            for one in active:
+                self._give_up(node, one, ended=at > spans[one][1])
             refused |= set(range(len(inputs))) - envs.keys()
             self._forget(node, envs, shared, active)
             for one in active:
@@ -140,6 +146,15 @@ class Lockstep(Runner):
                 value = self._step(node, self._apart(node, found))
                 if not same(value, env[node]):
                     own_values[node] = value
+
+    def _give_up(self, node: fx.Node, one: Variant, *, ended: bool) -> None:
+        if one.patience is None or not ended or not any(read in self._stored for read in node.all_input_nodes):
+            return
+        one.taken_on += any(node in values for values in one.values.values())
+        if one.taken_on > one.patience:
+            for other in _both(one):
+                other.gaps |= dict.fromkeys(other.values, inf)
+                other.values.clear()
 
     def _moved_weights(self, node: fx.Node, one: Variant, shared: Mapping[fx.Node, Any]) -> None:
         for read in node.all_input_nodes:

@@ -93,3 +93,10 @@ def drawn(model: nn.Module, program: Program, seed: int, weights: Mapping[str, t
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     named = {name for name, _ in model.named_parameters()}
     return Drawn(real(model, program, weights), program.shapes, named, seed, device)
+
+
+def redrawn(program: Program, weights: Mapping[str, torch.Tensor], seed: int) -> Drawn:
+    """The stored tensors by first name, every value drawn anew, of a program whose module is not at hand."""
+    firsts = _Firsts(weights, program)
+    smallest = min(firsts, key=lambda name: prod(program.shapes[name]))
+    return Drawn(firsts, program.shapes, set(program.shapes) - program.buffers, seed, firsts[smallest].device)
