@@ -7,6 +7,7 @@ lengths, and one squared distance serves all spaces.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from otfuse.core.symmetry import Kind
 from otfuse.solve.procrustes import balance, balance_factors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from otfuse.align.elements import Element, Place
     from otfuse.align.spaces import Spaces
@@ -29,7 +30,7 @@ _HELD = 1 << 27  # values in float64 that are kept: a gibibyte
 _ROUNDS, _STOP = 200, 1e-12  # where balanced spaces meet in one tensor (channels of a chain of convolutions)
 
 
-class Balanced:
+class Balanced(Mapping[str, torch.Tensor]):
     """Tensors in float64, canonical and balanced, by first name; ``elements`` are those that balance, by space id.
 
     Read anew each time, but for the last ones used, a gibibyte of them.
@@ -53,14 +54,30 @@ class Balanced:
             if (name, i) in self._kept:
                 self._kept.move_to_end((name, i))
             else:
-                whole = self._weights[name].detach() if whole is None else whole
+                whole = self._exact(name) if whole is None else whole
                 part = whole if count == 1 or axis is None else whole.narrow(axis, i * step, min(step, shape[axis] - i * step))
                 self._keep((name, i), self._moved(name, part.to("cpu", torch.float64)))
             yield self._kept[name, i]
 
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """The tensor whole, in the type in which it is given: a model that computes the same."""
+        if name not in self._shapes:
+            return self._weights[name]
+        return self._moved(name, self._exact(name).to("cpu", torch.float64)).to(self._weights[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
     def square(self) -> float:
         """The squared length of all tensors together."""
         return sum(float(part.square().sum()) for name in self.names for part in self.parts(name))
+
+    def _exact(self, name: str) -> torch.Tensor:
+        exact = getattr(self._weights, "exact", None)  # folded tensors before they are rounded
+        return self._weights[name].detach() if exact is None else exact(name)
 
     def _moved(self, name: str, part: torch.Tensor) -> torch.Tensor:
         return carried(part, [(place, self.elements[key]) for key, place in self.spaces.at.get(name, ()) if key in self.elements])

@@ -70,6 +70,10 @@ class Tensors:
         """``<anchor, source>``."""
         return float((self.anchor * self.source).sum())
 
+    def distance(self) -> float:
+        """``|anchor - source|^2``."""
+        return float((self.anchor - self.source).square().sum())
+
     def grams(self, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
         """``sum a a'`` and ``sum b b'``."""
         a, b = place.block(self.anchor), place.block(self.source)

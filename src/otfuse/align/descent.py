@@ -37,6 +37,7 @@ class Found:
     state: State
     trail: tuple[float, ...]
     converged: bool
+    gained: float = 0.0  # what the inner product grew by
 
 
 class Descent:
@@ -59,7 +60,7 @@ class Descent:
 
     def run(self, state: State, rounds: int = ROUNDS, tell: Callable[[int, int], None] | None = None) -> Found:
         """Rounds over all spaces until one gains less than a share of the distance that is left."""
-        inner = self.problem.inner(state)
+        inner = first = self.problem.inner(state)
         trail, converged = [self.distance(inner)], False
         for done in range(rounds):
             total = 0.0
@@ -73,7 +74,7 @@ class Descent:
             converged = 2 * total <= TOLERANCE * trail[-1] + 2 * self._noise
             if converged:
                 break
-        return Found(state, tuple(trail), converged)
+        return Found(state, tuple(trail), converged, inner - first)
 
     def step(self, root: Symmetry, state: State, only: frozenset[Place] | None = None) -> tuple[State, float]:
         """One space and what lies inside its units; the state and what the inner product grew by."""
@@ -109,7 +110,8 @@ class Descent:
         local = self.problem.held(names, state, inside)
         before = local.inner(state)
         trial = state
-        if root.space.id not in self._fixed and root.n > 1:
+        held = self._fixed & inside  # whoever holds what lies inside its units stays with them
+        if not held and root.n > 1:
             trial = self.spaces.reordered(state, root, procrustes.assignment(self._scores(local, root, kids, state)))
         trial = self._inner(local, kids, trial, fresh=True)
         gain = local.inner(trial) - before

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from otfuse.align.aligned import AlignedWalk
 from otfuse.align.otfusion import OTFusionWalk
 from otfuse.align.residual import junction_terms, stored_magnitude
 from otfuse.align.structure import classifier_tensors, magnitude_key, needed_nodes
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Measured", "Walk", "measure", "needs_data", "require_data", "set_aside", "walk"]
 
-Walk = OTFusionWalk
+Walk: TypeAlias = "OTFusionWalk | AlignedWalk"
 
 _WEIGHED = ("scalar", "matrix")
 
@@ -40,6 +41,8 @@ class Measured:
 def needs_data(recipe: Recipe) -> bool:
     """Whether the recipe compares or weighs activations, or chooses by unlabelled inputs."""
     o = recipe.otfusion
+    if recipe.scheme == "aligned":
+        return recipe.aligned.features == "activations"
     return recipe.scheme == "otfusion" and (
         o.features == "activations" or o.residual in _WEIGHED or (o.solver == "sinkhorn" and o.regulariser == "auto")
     )
@@ -50,7 +53,7 @@ def require_data(recipe: Recipe, data: object) -> None:
     if data is None and needs_data(recipe):
         raise DataError(
             "this recipe looks at activations and no data was given: give unlabelled inputs (--data), or use a recipe "
-            "that compares weights (otfusion-wts), with a number as regulariser and a residual other than scalar and matrix"
+            "that compares weights (aligned, otfusion-wts), with a number as regulariser and a residual other than scalar and matrix"
         )
 
 

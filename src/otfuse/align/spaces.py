@@ -38,10 +38,13 @@ class Spaces:
     An element of a space inside another is indexed by the anchor's copies, and acts after its parent's.
     """
 
-    def __init__(self, symmetries: Iterable[Symmetry], where: Mapping[str, list[Place]] | None = None) -> None:
+    def __init__(self, symmetries: Iterable[Symmetry]) -> None:
         self.all = {s.space.id: s for s in symmetries}
-        self.places = dict(where) if where is not None else {key: places(s.slots) for key, s in self.all.items()}
+        self.places = {key: places(s.slots) for key, s in self.all.items()}
         self.inside = _nesting(self.all, self.places)
+        self._settle()
+
+    def _settle(self) -> None:
         held = {n.symmetry.space.id for kids in self.inside.values() for n in kids}
         self.roots = [s for key, s in self.all.items() if key not in held]
         ordered = [*(s.space.id for s in self.roots), *(key for key in self.all if key in held)]
@@ -49,6 +52,13 @@ class Spaces:
         for key in ordered:
             for place in self.places[key]:
                 self.at.setdefault(place.tensor, []).append((key, place))
+
+    def elsewhere(self, where: Mapping[str, list[Place]]) -> Spaces:
+        """The same spaces at other places."""
+        kept = Spaces.__new__(Spaces)
+        kept.all, kept.inside, kept.places = self.all, self.inside, dict(where)
+        kept._settle()  # noqa: SLF001  # its own kind
+        return kept
 
     def among(self, keys: frozenset[str]) -> Spaces:
         """Only these spaces."""

@@ -50,6 +50,7 @@ class SpaceReport:
     steps: int
     spaces: tuple[str, ...] = ()
     source: str = ""
+    cosine: float | None = None  # of the weights that the space touches, before aligning
 
 
 @dataclass(frozen=True, slots=True, eq=False)

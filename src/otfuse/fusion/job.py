@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from otfuse.align.aligned import Aligner, AlignedWalk
 from otfuse.align.pair import Pair
 from otfuse.align.plan import Task, needed_mib, plain_mib, plain_plan, plan
 from otfuse.align.scheme import measure, needs_data, set_aside, walk
@@ -66,6 +67,7 @@ class Job:
         self.weights = recipe.weights_for(len(parents))
         self.caches: tuple[Slot, ...] = ()
         self._sides: list[Side] = []
+        self._views = tuple(parent.weights for parent in parents)  # what is mixed, anchor first
         self._notes = [note for parent in parents for note in parent.notes]
         self._lacking = frozenset[str]().union(*(parent.lacking for parent in parents))
 
@@ -97,8 +99,7 @@ class Job:
         with self.clock.stage("measure"):
             measured = [self._measure(pair) for pair in pairs]
         with self.clock.stage("align"):
-            regulariser = self._regulariser(pairs, measured)
-            walks = self._walks(pairs, measured, regulariser, keep=keep, last=True)
+            walks = self._found(pairs, measured, keep=keep)
             for name, carries in complete(walks, lambda done, total: self._progress("align", done, total)):
                 with self.clock.stage("average"):
                     sink(name, self._mixed(name, carries))
@@ -147,6 +148,16 @@ class Job:
     def _tell_differences(self) -> None:
         self._notes += differences([p.described for p in self.parents], classes=not self.recipe.keeps_classifier)
 
+    def _found(self, pairs: Sequence[Pair], measured: Sequence[Measured], *, keep: bool) -> Sequence[Walk]:
+        """Whatever gives every tensor its carries, by the scheme."""
+        if self.recipe.scheme != "aligned":
+            return self._walks(pairs, measured, self._regulariser(pairs, measured), keep=keep, last=True)
+        aside = set_aside(pairs[0].anchor, self.recipe) | self._lacking
+        tell = lambda done, total: self._progress("measure", done, total)  # noqa: E731
+        aligner = Aligner(self._sides, self.recipe.aligned, self.weights, self.data, aside=aside, tell=tell)
+        self._views = aligner.weights
+        return [AlignedWalk(aligner, k, aside, keep=keep) for k in range(len(pairs))]
+
     def _measure(self, pair: Pair) -> Measured:
         return measure(pair, self.recipe, self.data, lambda done, total: self._progress("measure", done, total))
 
@@ -166,7 +177,7 @@ class Job:
         ]
 
     def _mixed(self, name: str, carries: Sequence[tuple[Carry, ...]]) -> Iterator[torch.Tensor]:
-        return mixed(name, self.parents[0].weights, [p.weights for p in self.parents[1:]], carries, self.weights)
+        return mixed(name, self._views[0], self._views[1:], carries, self.weights)
 
     def _regulariser(self, pairs: Sequence[Pair], measured: Sequence[Measured]) -> float:
         wanted = self.recipe.otfusion.regulariser

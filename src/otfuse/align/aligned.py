@@ -1,0 +1,257 @@
+"""Scheme ``aligned``: one map per space, from the group that leaves the source's function as it is.
+
+Objective: the squared distance between the anchor's tensors and the carried source's, both canonical (norms folded into
+what reads them) and balanced (both sides of invertible maps equally large), so that every exact map keeps lengths.
+``descent`` makes it small one space at a time, from the start that ``starts`` finds. Maps are relative: the anchor stays in
+its own basis. With ``features: activations`` the same is done on cross moments of the nodes' units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from otfuse.align.balance import Balanced
+from otfuse.align.canonical import Canonical, canonical, cosines
+from otfuse.align.carries import carries
+from otfuse.align.compared import Problem, Tensors
+from otfuse.align.descent import Descent, softened
+from otfuse.align.elements import Monomial, carried
+from otfuse.align.observed import observed
+from otfuse.align.spaces import Spaces
+from otfuse.align.starts import outward
+from otfuse.core.alignment import Alignment, SpaceReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import torch
+
+    from otfuse.align.compared import State
+    from otfuse.align.descent import Found
+    from otfuse.align.elements import Element
+    from otfuse.core.alignment import Carry
+    from otfuse.core.dataset import Dataset
+    from otfuse.core.options import Aligned
+    from otfuse.measure.probe import Side
+    from otfuse.program.weights import Weights
+
+    Tell = Callable[[int, int], None]
+
+LIKE, STAYING = 0.5, 0.9  # cosine of weights, and share of units that stay, from which models share a start
+_SWEEPS = 20
+_STILL = 1e-4
+
+
+@dataclass(slots=True, eq=False)
+class _Source:
+    """One source on its way: its maps between balanced models, and what the report tells."""
+
+    state: State
+    cosine: dict[str, float]
+    trail: tuple[float, ...]
+    converged: bool
+    shared: bool
+
+
+class Aligner:
+    """Aligns all sources of a fusion to the anchor, and from three models on each to what the others make together.
+
+    ``weights`` are those of the mix, anchor first. ``fixed`` are maps of sources between balanced models that are held as
+    they are given, by space id; tensors ``aside`` are not looked at.
+    """
+
+    def __init__(
+        self,
+        sides: Sequence[Side],
+        options: Aligned,
+        weights: Sequence[float],
+        data: Dataset | None = None,
+        *,
+        aside: frozenset[str] = frozenset(),
+        fixed: Mapping[str, Element] | None = None,
+        tell: Tell | None = None,
+    ) -> None:
+        self._sides, self._options, self._shares, self._data, self._tell = sides, options, tuple(weights), data, tell
+        self._fixed, graph = dict(fixed or {}), sides[0].graph
+        self.form: Canonical = canonical(sides, options.groups)
+        self.names = tuple(n for n, first in graph.ties.items() if n == first and n not in aside)
+        self.spaces = Spaces(self.form.found)
+        read = [name for name in self.names if name in self.spaces.at]
+        self._models = [Balanced(own, read, graph.shapes, self.spaces) for own in self.form.weights]
+        self._squares = [model.square() for model in self._models]
+        self._sources = [self._aligned(k) for k in range(1, len(sides))]
+        self.shared = all(source.shared for source in self._sources)
+        if len(self._sources) > 1 and not self.shared and options.features == "weights":
+            self._together()
+        if options.softness and not self.shared:
+            for k, source in enumerate(self._sources, 1):
+                source.state = softened(self._against(k, [0]), source.state, options.softness)
+
+    @property
+    def weights(self) -> tuple[Weights, ...]:
+        """What is mixed, anchor first: as stored where all models share a start, else canonical."""
+        return tuple(own.base for own in self.form.weights) if self.shared else self.form.weights
+
+    def maps(self, number: int) -> State:
+        """The elements that carry source ``number`` (from 0) in the anchor's own basis, by space id."""
+        state, anchor, source = self._sources[number].state, self._models[0].elements, self._models[number + 1].elements
+        found: State = {}
+        for key, element in state.items():
+            if key in source:
+                first, parent = source[key], self.spaces.root_of(key)
+                if parent != key and isinstance(order := state[parent], Monomial):
+                    kid = next(k for k in self.spaces.inside[parent] if k.symmetry.space.id == key)
+                    first = kid.follow(first, order.order)
+                element = anchor[key].inverse().after(element.after(first))
+            found[key] = element
+        return found
+
+    # -- one source --------------------------------------------------------------------------------------------------
+    def _aligned(self, k: int) -> _Source:
+        likeness = cosines(self.spaces, self.form.weights[0], self.form.weights[k])
+        problem = self._against(k, [0])
+        descent = Descent(problem, (self._squares[0], self._squares[k]), frozenset(self._fixed))
+        start = descent.identity() | self._fixed
+        if not self._fixed and likeness and min(likeness.values()) >= LIKE and self._stay(descent, start):
+            return _Source(start, likeness, (descent.distance(problem.inner(start)),), converged=True, shared=True)
+        if self._options.features == "activations":
+            found = self._by_activations(k, start)
+            return _Source(found.state, likeness, found.trail, found.converged, shared=False)
+        starts = [outward(descent, start)]
+        if likeness and min(likeness.values()) >= LIKE:
+            starts.append(start)
+        found = min((descent.run(own) for own in starts), key=lambda f: f.trail[-1])
+        return _Source(found.state, likeness, found.trail, found.converged, shared=False)
+
+    def _by_activations(self, k: int, start: State) -> Found:
+        """By what the nodes compute; spaces that no node shows by their weights, when the others are known."""
+        assert self._data is not None  # the recipe was checked
+        pair = [replace(self._sides[i], weights=self._models[i]) for i in (0, k)]
+        problem = observed(pair[0], pair[1], self.spaces, self._data, self._tell)
+        squares = float(len(problem.names)), float(len(problem.names))
+        descent = Descent(problem, squares, frozenset(self._fixed))
+        found = descent.run(outward(descent, start))
+        seen = {key for key, own in problem.spaces.places.items() if own}
+        if seen == set(self.spaces.all):
+            return found
+        rest = Descent(self._against(k, [0]), (self._squares[0], self._squares[k]), frozenset(self._fixed) | seen)
+        return replace(found, state=rest.run(outward(rest, found.state)).state)
+
+    def _stay(self, descent: Descent, start: State) -> bool:
+        """Whether the units of every space that is assigned stay in place, nearly all."""
+        for root in descent.roots:
+            state, _ = descent.step(root, start)
+            for key in (root.space.id, *(kid.symmetry.space.id for kid in self.spaces.inside.get(root.space.id, ()))):
+                element = state[key]
+                if isinstance(element, Monomial):
+                    staying = (element.order == start[key].order).double().mean()  # type: ignore[union-attr]  # alike
+                    if float(staying) < STAYING:
+                        return False
+        return True
+
+    def _against(self, k: int, others: Sequence[int]) -> Problem:
+        """Source ``k`` against the weighted mean of others, carried as they are by now (0 is the anchor)."""
+
+        def read(name: str) -> Iterator[Tensors]:
+            for parts in zip(*(self._models[i].parts(name) for i in (*others, k)), strict=True):
+                yield Tensors(self._mean(name, others, parts[:-1]), parts[-1])
+
+        return Problem(self.spaces, self._models[0].names, read)
+
+    def _mean(self, name: str, others: Sequence[int], parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        if list(others) == [0]:
+            return parts[0]
+        total = sum(self._shares[i] for i in others)
+        terms = [self._shares[i] / total * self._carried(name, i, part) for i, part in zip(others, parts, strict=True)]
+        mean = terms[0]
+        for term in terms[1:]:
+            mean = mean + term
+        return mean
+
+    def _carried(self, name: str, i: int, part: torch.Tensor) -> torch.Tensor:
+        return part if i == 0 else carried(part, [(place, self._sources[i - 1].state[key]) for key, place in self.spaces.at[name]])
+
+    # -- several sources -----------------------------------------------------------------------------------------------
+    def _together(self) -> None:
+        """Each source to the mean of the others, in turn (nearest to the anchor first), while their spread falls.
+
+        The spread ``sum_ij w_i w_j |C_i - C_j|^2`` never grows: each step is a descent on the part of it that one source has.
+        """
+        order = sorted(range(1, len(self._sides)), key=lambda k: self._sources[k - 1].trail[-1])
+        order = [k for k in order if self._shares[k] > 0 and not self._sources[k - 1].shared]
+        for _ in range(_SWEEPS):
+            gained = 0.0
+            for k in order:
+                others = [i for i in (0, *order) if i != k and self._shares[i] > 0]
+                if not others:
+                    continue
+                problem, source = self._against(k, others), self._sources[k - 1]
+                found = Descent(problem, (self._squares[0], self._squares[k]), frozenset(self._fixed)).run(source.state, rounds=2)
+                gained += found.gained
+                source.state = found.state
+            if gained <= _STILL * self._squares[0]:
+                return
+
+    # -- what the report tells -------------------------------------------------------------------------------------------
+    def reports(self, number: int) -> tuple[SpaceReport, ...]:
+        """Per space the squared distance of the tensors that it touches, as a share of the anchor's, before and after."""
+        source, k = self._sources[number], number + 1
+        problem = self._against(k, [0])
+        ends: list[dict[str, float]] = []
+        identity = Descent(problem, (1.0, 1.0)).identity()
+        for state in (identity, source.state):
+            ends.append({name: 0.0 for name in problem.names})
+            for name, part in problem.tables(problem.names, state):
+                ends[-1][name] += part.distance()
+        sizes = {name: sum(float(p.square().sum()) for p in self._models[0].parts(name)) for name in problem.names}
+        found = []
+        for key, symmetry in self.spaces.all.items():
+            own = {place.tensor for place in self.spaces.places[key]} & set(problem.names)
+            size = sum(sizes[name] for name in own) or 1.0
+            before, after = (sum(end[name] for name in own) / size for end in ends)
+            method = "shared start" if source.shared else str(symmetry.kind)
+            found.append(
+                SpaceReport(
+                    symmetry.space.name, method, (symmetry.n, symmetry.n), before, after, source.converged, 0.0,
+                    len(source.trail), (key,), cosine=source.cosine.get(key),
+                )
+            )  # fmt: skip
+        return tuple(found)
+
+    def notes(self, number: int) -> tuple[str, ...]:
+        """What else is to be told of one source."""
+        source = self._sources[number]
+        if source.shared:
+            least = min(source.cosine.values())
+            return (f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are",)
+        return self.form.notes
+
+
+class AlignedWalk:
+    """One source of an :class:`Aligner`, tensor by tensor."""
+
+    def __init__(self, aligner: Aligner, number: int, kept: frozenset[str], *, keep: bool = False) -> None:
+        self._aligner, self._number, self.kept, self._keep = aligner, number, kept, keep
+        self._maps = {} if aligner.shared else aligner.maps(number)
+
+    @property
+    def steps(self) -> int:
+        """How many tensors there are."""
+        return len(self._aligner.names)
+
+    def step(self, index: int) -> dict[str, tuple[Carry, ...]]:
+        """One tensor with its carries (none: taken as it is)."""
+        name, spaces = self._aligner.names[index], self._aligner.spaces
+        moves = [(place, self._maps[key]) for key, place in spaces.at.get(name, ()) if key in self._maps]
+        return {name: carries(name, self._aligner.form.weights[0].shape(name), moves)}
+
+    def rest(self) -> dict[str, tuple[Carry, ...]]:
+        """Nothing is left when all tensors are done."""
+        return {}
+
+    def alignment(self) -> Alignment:
+        """What was found; maps by space id, ``[anchor, source]`` (``[copies, anchor, source]`` where there are several)."""
+        identity = {} if not self._keep else {key: e.dense() for key, e in self._aligner.maps(self._number).items()}
+        maps = {key: (m[0] if len(m) == 1 else m).float() for key, m in identity.items()}
+        return Alignment(maps, self._aligner.reports(self._number), self._aligner.notes(self._number), self.kept)
