@@ -59,5 +59,9 @@ class TrainError(OtfuseError):
     """Training cannot go on: nothing to train, a loss that is not finite, or progress that is not this run's."""
 
 
+class DivergedError(TrainError):
+    """Training left the finite numbers; going on from its progress would only fail again."""
+
+
 class SolveError(OtfuseError):
     """A transport problem is malformed (shapes, marginals, values that are not finite)."""

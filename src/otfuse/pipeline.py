@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from otfuse.align.scheme import require_data
 from otfuse.core import recipe as recipes
 from otfuse.core.report import Report, Stage
 from otfuse.fusion.into import IntoModule
@@ -18,6 +17,7 @@ from otfuse.io import card, writer
 from otfuse.io.fused import fused_files
 from otfuse.io.parents import Family
 from otfuse.measure.clock import Announcing, peak_mib
+from otfuse.stages.order import DIRECT, order, require_data, without_data
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from otfuse.flow.proof.gate import Verification
     from otfuse.measure.clock import Progress
     from otfuse.program.inputs import Inputs
+    from otfuse.stages.staged import Staged
 
-DEFAULT_RECIPE = "otfusion-wts"  # needs no data; `aligned` takes its place when it exists
+DEFAULT_RECIPE = "auto"  # what it does with inputs and without stands in stages/order.py
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +110,7 @@ def fuse(
         family = Family(models, device=device)
         inputs = family.dataset(data)
     with family:
-        job = Job(family.parents, checked, inputs, example_inputs, batch_size, clock, progress)
+        job = _job(family, checked, inputs, example_inputs, batch_size, clock, progress, device)
         into = IntoModule(models[0], family.anchor, lambda: job.caches)
         alignments, gate = job.run(into, verify=verify, keep=True)
         return Fused(into.module, _report(job, family, alignments, gate), tuple(a.maps for a in alignments))
@@ -129,6 +130,7 @@ def fuse_checkpoints(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     batch_size: int = 32,
+    restart: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """From checkpoint folders to a checkpoint folder; ``out`` None plans and writes nothing."""
@@ -136,6 +138,7 @@ def fuse_checkpoints(
     recipe.weights_for(len(names))  # what is wrong with the recipe is told before anything is read
     if out is not None:
         require_data(recipe, data)
+        _forget(out, restart=restart)
         writer.check_target(out, beside=names)
         writer.check_shard_size(shard_size)
     plain, allowed = recipe.scheme == "average", {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
@@ -143,7 +146,7 @@ def fuse_checkpoints(
         family = Family(names, device=device, plain=plain, **allowed)
         inputs = family.dataset(data, used=not plain)
     with family:
-        job = Job(family.parents, recipe, inputs, None, batch_size, clock, progress)
+        job = _job(family, recipe, inputs, None, batch_size, clock, progress, device, out)
         if out is None:
             return _planned(job, verify=verify)
         with ExitStack() as stack:
@@ -153,20 +156,65 @@ def fuse_checkpoints(
                 began, report = time.perf_counter(), _report(job, family, alignments, gate)
                 sink.texts = {"README.md": lambda: _card(report), "fusion.json": lambda: _figures(report, began)}
                 stack.close()
+            job.finish()
     return Result(replace(report, stages=tuple(clock.stages)), None, out)
 
 
-def _report(job: Job, family: Family, alignments: Sequence[Alignment], gate: dict[str, float] | None) -> Report:
+def _job(
+    family: Family,
+    recipe: Recipe,
+    data: Dataset | None,
+    example_inputs: Inputs | None,
+    batch_size: int,
+    clock: Announcing,
+    progress: Progress | None,
+    device: str,
+    out: Path | None = None,
+) -> Job | Staged:
+    """The fusion that a recipe asks for: straight into the result, or by stages."""
+    if recipe.scheme == "auto" and data is None:
+        recipe = without_data(recipe)
+        family.notes.append(
+            "auto had no inputs to learn from and aligned weights alone; with 100 or more unlabelled images, or windows of "
+            "text (--data), the result would be far better"
+        )
+    order(recipe)  # what is not built is refused
+    given = (family.parents, recipe, data, example_inputs, batch_size, clock, progress)
+    if recipe.scheme in DIRECT:
+        return Job(*given)
+    from otfuse.stages.staged import Staged  # training is slow to import, and only stages train
+
+    return Staged(*given, tokens=family.special_tokens(), device=device, out=out)
+
+
+def _forget(out: Path, *, restart: bool) -> None:
+    """What a killed run left beside ``out`` goes where it is not wanted, or where its result was written whole."""
+    if restart or (out / "fusion.json").is_file():
+        from otfuse.train.progress import Progress as Kept
+
+        Kept.beside(out).remove()
+
+
+def _report(
+    job: Job | Staged, family: Family, alignments: Sequence[Alignment], gate: dict[str, float] | None
+) -> Report:
     names = [parent.name for parent in family.parents[1:]]
     solved = tuple(replace(s, source=n) for n, a in zip(names, alignments, strict=False) for s in a.solved)
     stages, notes = tuple(job.clock.stages), (*family.notes, *job.notes(alignments))
-    return Report(job.recipe, stages, solved, family.infos(), gate, notes, tuple(job.weights))
+    weights, compared = tuple(job.weights), (job.compared, job.compared_by)
+    return Report(job.recipe, stages, solved, family.infos(), gate, notes, weights, *compared)
 
 
 def _card(report: Report) -> str:
     anchor, *sources = report.sources
     return card.model_card(
-        anchor=anchor, sources=sources, recipe_yaml=report.recipe.to_yaml(), gate=report.gate, weights=report.weights
+        anchor=anchor,
+        sources=sources,
+        recipe_yaml=report.recipe.to_yaml(),
+        gate=report.gate,
+        weights=report.weights,
+        compared=report.compared,
+        compared_by=report.compared_by,
     )
 
 
@@ -176,6 +224,6 @@ def _figures(report: Report, began: float) -> str:
     return card.fusion_json(replace(report, stages=(*report.stages, written)))
 
 
-def _planned(job: Job, *, verify: bool) -> Result:
+def _planned(job: Job | Staged, *, verify: bool) -> Result:
     made = job.plan(verify=verify)
     return Result(None, made, None, job.space_names())

@@ -101,7 +101,7 @@ def test_fuse_hands_everything_over(otfuse, pipeline, tmp_path):
     ran = otfuse(
         "fuse", "a", "b", "c", "--out", tmp_path / "f", "--set", "otfusion.solver=emd", "--set", "weights=[0.5, 0.25, 0.25]",
         "--seed", "7", "--data", "d.npz", "--device", "cpu", "--no-verify", "--dtype", "float16", "--out-shard-size", "5GB",
-        "--allow-pickle", "--trust-remote-code", "--batch-size", "4", "--json",
+        "--allow-pickle", "--trust-remote-code", "--batch-size", "4", "--restart", "--json",
     )  # fmt: skip
     recipe = asked.pop("recipe")
     assert (recipe.otfusion.solver, recipe.weights, recipe.seed) == ("emd", (0.5, 0.25, 0.25), 7)
@@ -109,6 +109,7 @@ def test_fuse_hands_everything_over(otfuse, pipeline, tmp_path):
     assert asked == {
         "anchor": "a", "sources": ["b", "c"], "out": tmp_path / "f", "data": "d.npz", "device": "cpu", "verify": False,
         "dtype": "float16", "shard_size": "5GB", "allow_pickle": True, "trust_remote_code": True, "batch_size": 4,
+        "restart": True,
     }  # fmt: skip
     answer = json.loads(ran.out)
     assert answer["out"] == str(tmp_path / "f")

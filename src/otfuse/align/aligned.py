@@ -170,7 +170,11 @@ class Aligner:
         return mean
 
     def _carried(self, name: str, i: int, part: torch.Tensor) -> torch.Tensor:
-        return part if i == 0 else carried(part, [(place, self._sources[i - 1].state[key]) for key, place in self.spaces.at[name]])
+        return (
+            part
+            if i == 0
+            else carried(part, [(place, self._sources[i - 1].state[key]) for key, place in self.spaces.at[name]])
+        )
 
     # -- several sources -----------------------------------------------------------------------------------------------
     def _together(self) -> None:
@@ -187,7 +191,9 @@ class Aligner:
                 if not others:
                     continue
                 problem, source = self._against(k, others), self._sources[k - 1]
-                found = Descent(problem, (self._squares[0], self._squares[k]), frozenset(self._fixed)).run(source.state, rounds=2)
+                found = Descent(problem, (self._squares[0], self._squares[k]), frozenset(self._fixed)).run(
+                    source.state, rounds=2
+                )
                 gained += found.gained
                 source.state = found.state
             if gained <= _STILL * self._squares[0]:
@@ -224,7 +230,9 @@ class Aligner:
         source = self._sources[number]
         if source.shared:
             least = min(source.cosine.values())
-            return (f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are",)
+            return (
+                f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are",
+            )
         return self.form.notes
 
 

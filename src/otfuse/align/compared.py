@@ -93,7 +93,9 @@ class Moments:
     def products(self, place: Place) -> torch.Tensor:
         """Blocks of it."""
         at = place.positions
-        return torch.stack([self.cross[at[..., w][:, :, None], at[..., w][:, None, :]] for w in range(at.shape[2])]).sum(0)
+        return torch.stack(
+            [self.cross[at[..., w][:, :, None], at[..., w][:, None, :]] for w in range(at.shape[2])]
+        ).sum(0)
 
     def diagonal(self, place: Place) -> torch.Tensor:
         """Diagonals of these blocks."""
@@ -118,14 +120,18 @@ class Problem:
     def __init__(self, spaces: Spaces, names: Iterable[str], read: Callable[[str], Iterable[Compared]]) -> None:
         self.spaces, self.names, self._read = spaces, tuple(names), read
 
-    def tables(self, names: Iterable[str], state: State, skip: frozenset[str] = frozenset()) -> Iterator[tuple[str, Compared]]:
+    def tables(
+        self, names: Iterable[str], state: State, skip: frozenset[str] = frozenset()
+    ) -> Iterator[tuple[str, Compared]]:
         """Tables with the source carried by all spaces but those in ``skip``."""
         for name in names:
             moves = [(place, state[key]) for key, place in self.spaces.at.get(name, ()) if key not in skip]
             for part in self._read(name):
                 yield name, part.carried(moves)
 
-    def cross(self, symmetry: Symmetry, state: State, only: frozenset[Place] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def cross(
+        self, symmetry: Symmetry, state: State, only: frozenset[Place] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """``[copies, n, n]`` twice: what elements act on with their signs, and where only their order acts."""
         wanted = [p for p in self.spaces.places[symmetry.space.id] if only is None or p in only]
         wanted = [p for p in wanted if not (p.order_only and symmetry.kind.mixes)]

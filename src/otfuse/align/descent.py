@@ -87,7 +87,9 @@ class Descent:
         kids = self.spaces.inside.get(symmetry.space.id, ())
         return {symmetry.space.id, *(k.symmetry.space.id for k in kids)} <= self._fixed
 
-    def _alone(self, problem: Problem, symmetry: Symmetry, state: State, only: frozenset[Place] | None = None) -> tuple[State, float]:
+    def _alone(
+        self, problem: Problem, symmetry: Symmetry, state: State, only: frozenset[Place] | None = None
+    ) -> tuple[State, float]:
         key = symmetry.space.id
         if key in self._fixed:
             return state, 0.0
@@ -103,10 +105,14 @@ class Descent:
         return (trial, gain) if gain > self._noise else (state, 0.0)
 
     # -- spaces inside the units of another ----------------------------------------------------------------------------
-    def _together(self, root: Symmetry, kids: Sequence[Nested], state: State, only: frozenset[Place] | None) -> tuple[State, float]:
+    def _together(
+        self, root: Symmetry, kids: Sequence[Nested], state: State, only: frozenset[Place] | None
+    ) -> tuple[State, float]:
         """Whole units are assigned by the best that the spaces inside can do for every pair; then these once more."""
         inside = frozenset({root.space.id, *(k.symmetry.space.id for k in kids)})
-        names = dict.fromkeys(place.tensor for key in inside for place in self.spaces.places[key] if only is None or place in only)
+        names = dict.fromkeys(
+            place.tensor for key in inside for place in self.spaces.places[key] if only is None or place in only
+        )
         local = self.problem.held(names, state, inside)
         before = local.inner(state)
         trial = state
@@ -126,7 +132,9 @@ class Descent:
         scores = torch.zeros(root.copies, n, n, dtype=torch.float64)
         for shift in range(n):  # n pairs at once
             order = (units + shift) % n
-            trial = self._inner(local, kids, self.spaces.reordered(state, root, order.repeat(root.copies, 1)), fresh=True)
+            trial = self._inner(
+                local, kids, self.spaces.reordered(state, root, order.repeat(root.copies, 1)), fresh=True
+            )
             scores[:, units, order] = local.diagonal(root, trial)
         return scores
 

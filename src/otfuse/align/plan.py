@@ -43,12 +43,14 @@ class Plan:
 
     ``problems``: (name, anchor units, source units, method); ``spaces``: (id, kind, anchor size, source size);
     ``memory_mib``: the expected peak above what importing takes; ``seconds``: of the whole command.
+    ``stages``: (name, what it does), where a scheme has several.
     """
 
     problems: tuple[tuple[str, int, int, str], ...]
     spaces: tuple[tuple[str, str, int, int], ...]
     memory_mib: float
     seconds: float
+    stages: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

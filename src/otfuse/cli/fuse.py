@@ -13,7 +13,7 @@ from otfuse.errors import UsageError
 if TYPE_CHECKING:
     from otfuse.core.recipe import Recipe
 
-DEFAULT_RECIPE = "otfusion-wts"
+DEFAULT_RECIPE = "auto"
 
 
 def command(
@@ -32,8 +32,20 @@ def command(
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; may be repeated."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="Unlabelled inputs, for recipes that compare activations.")
+        str | None,
+        typer.Option("--data", help="Unlabelled inputs, for recipes that compare activations or learn from them."),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="TIME", help="Time for recipe auto, such as 60s or 5m; 60s by default."),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=0, help="Steps of training, instead of --budget: then no clock decides anything."),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, whatever a killed run left beside --out.")
+    ] = False,
     device: options.Device = "cpu",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be solved and written; write nothing.")
@@ -58,7 +70,7 @@ def command(
     """Fuse checkpoints: align the units of every SOURCE with those of ANCHOR, then average."""
     if out is None and not dry_run:
         raise UsageError("--out is missing: say where to write the result, or ask for a --dry-run")
-    checked = _recipe(recipe, settings or [], seed)
+    checked = _recipe(recipe, settings or [], seed, budget, steps)
     with output.reporting(quiet=quiet, verbose=verbose) as progress:
         from otfuse import pipeline
         from otfuse.io.writer import check_shard_size
@@ -77,6 +89,7 @@ def command(
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
             batch_size=batch_size,
+            restart=restart,
             progress=progress,
         )
     if result.report is None:  # a dry run
@@ -90,10 +103,20 @@ def command(
         output.say(f"otfuse: wrote {result.out}")
 
 
-def _recipe(name: str, settings: list[str], seed: int | None) -> Recipe:
-    from otfuse.core.recipe import parse_options, read
+def _recipe(name: str, settings: list[str], seed: int | None, budget: str | None, steps: int | None) -> Recipe:
+    from otfuse.core.recipe import SECTIONS, parse_options, read
 
     chosen = parse_options(settings)
+    plain = read(name, chosen if seed is None else chosen | {"seed": seed})
+    for key, value in (("budget", budget), ("steps", steps)):
+        if value is None:
+            continue
+        section = SECTIONS.get(plain.scheme)
+        if section is None or key not in section.model_fields:
+            raise UsageError(
+                f"--{key} goes with a recipe that trains for it, and {name} does not; use --recipe auto, or leave it out"
+            )
+        chosen[f"{plain.scheme}.{key}"] = value
     return read(name, chosen if seed is None else chosen | {"seed": seed})
 
 
@@ -105,11 +128,12 @@ def _print_plan(result: Any, *, as_json: bool) -> None:
             {"id": i, "name": result.names.get(i, i), "kind": kind, "anchor": anchor, "source": source}
             for i, kind, anchor, source in plan.spaces
         ]
-        cost = {"memory_mib": plan.memory_mib, "seconds": plan.seconds}
+        stages = [dict(zip(("name", "what"), stage, strict=True)) for stage in plan.stages]
+        cost = {"stages": stages, "memory_mib": plan.memory_mib, "seconds": plan.seconds}
         output.emit({"out": None, "spaces": spaces, "problems": problems, **cost})
         return
     from otfuse.report import table
 
     named = [(result.names.get(i, i), *rest) for i, *rest in plan.spaces]
-    output.show(*table.plan(named, plan.problems, plan.memory_mib, plan.seconds))
+    output.show(*table.plan(named, plan.problems, plan.memory_mib, plan.seconds, plan.stages))
     output.say("otfuse: a dry run, nothing was written")

@@ -97,6 +97,7 @@ class Distilled(Closed):
     steps: Count = 500
     batch_size: Count = 32
     learning_rate: Positive | Literal["auto"] = "auto"
+    held_back: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
 
 class Auto(Closed):

@@ -19,6 +19,17 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Compared:
+    """A parent, or what one stage made, on held-back inputs: its ``figure`` (less is better), and of a stage whether it was kept."""
+
+    name: str
+    kind: str  # parent | stage
+    figure: float
+    seconds: float | None
+    kept: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class SourceInfo:
     """A model that went in, anchor first: its name, and the SHA-256 of its files (or of its tensors)."""
 
@@ -30,7 +41,8 @@ class SourceInfo:
 class Report:
     """Everything to say about one run.
 
-    ``gate`` is None if the graph was not checked (or not needed); ``weights`` are those mixed with, anchor first.
+    ``gate`` is None if the graph was not checked (or not needed); ``weights`` are those mixed with, anchor first;
+    ``compared`` holds parents and stages by the figure ``compared_by``, where a scheme has stages.
     """
 
     recipe: Recipe
@@ -40,6 +52,8 @@ class Report:
     gate: dict[str, float] | None
     notes: tuple[str, ...]
     weights: tuple[float, ...] = ()
+    compared: tuple[Compared, ...] = ()
+    compared_by: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""

@@ -95,24 +95,28 @@ def _tensor(name: str, array: NDArray[Any], floating: torch.dtype) -> Tensor:
 
 
 def call(model: nn.Module, inputs: dict[str, Tensor], *, by_position: bool) -> Tensor:
-    """The logits of ``model`` (perhaps wrapped for parallel training) on ``inputs``, in float32 or better.
+    """The logits of ``model`` (perhaps wrapped for parallel training) on ``inputs``, in float32 or better; as :func:`returned`."""
+    logits = logits_of(returned(model, inputs, by_position=by_position))
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def returned(model: nn.Module, inputs: Mapping[str, Any], *, by_position: bool) -> Any:
+    """What ``model`` (perhaps wrapped for parallel training) returns on ``inputs``.
 
     A model that refuses the inputs raises DataError with its first line of reason; no memory raises DeviceError.
     """
     try:
-        output = model(*inputs.values()) if by_position else model(**inputs)
+        return model(*inputs.values()) if by_position else model(**inputs)
     except torch.OutOfMemoryError:
         raise DeviceError(
             f"device {next(iter(inputs.values())).device} ran out of memory; use a smaller batch size"
         ) from None
     except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        shapes = ", ".join(f"{k}{list(v.shape)}" for k, v in inputs.items())
+        shapes = ", ".join(f"{k}{list(v.shape)}" for k, v in inputs.items() if isinstance(v, Tensor))
         raise DataError(
             f"the model refuses the data ({shapes}): {reason}; check names, shapes and values of the arrays"
         ) from error
-    logits = logits_of(output)
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def logits_of(output: Any) -> Tensor:

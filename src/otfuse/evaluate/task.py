@@ -52,6 +52,11 @@ class Batch:
         """Number of predictions that count."""
         return int((self.targets != IGNORE).sum())
 
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return len(self.targets)
+
     def take(self, rows: slice) -> Batch:
         """The examples at ``rows``."""
         counts = {name: each[rows] for name, each in self.counts.items()}
@@ -153,7 +158,7 @@ def derive(
     _check(data)
     names = [name for name in data.inputs if name not in NOT_PASSED]
     by_position = positional(model, names)
-    labels = _told(data)
+    labels = told(data)
     paired = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     if paired and data.labels is None:
         raise _missing(model)
@@ -169,7 +174,7 @@ def derive(
     mask: int | None = None
     special: tuple[int, ...] = ()
     if kind is Kind.MASKED_TOKEN and labels is None:
-        mask, special = _mask_token(model, mask_token_id, special_ids, labelled=data.labels is not None)
+        mask, special = mask_token(model, mask_token_id, special_ids, labelled=data.labels is not None)
     return Task(kind, by_position, shape[-1], seed, mask, special, give)
 
 
@@ -195,7 +200,7 @@ def _check(data: Dataset) -> None:
         )
 
 
-def _told(data: Dataset) -> NDArray[np.generic] | None:
+def told(data: Dataset) -> NDArray[np.generic] | None:
     """The labels, unless they only repeat the input: then they tell nothing."""
     if data.labels is None or data.labels.ndim != 2:
         return data.labels
@@ -229,7 +234,7 @@ def _kind(model: nn.Module, data: Dataset, dims: int, *, told: bool, paired: boo
         return Kind.SEQUENCE
     known = None
     if isinstance(model, PreTrainedModel):
-        known = _declared(tuple(base.__name__ for base in type(model).__mro__), getattr(model, "loss_type", None))
+        known = declared(tuple(base.__name__ for base in type(model).__mro__), getattr(model, "loss_type", None))
     if known is not None:
         return known
     if told:
@@ -240,7 +245,8 @@ def _kind(model: nn.Module, data: Dataset, dims: int, *, told: bool, paired: boo
 
 
 @cache
-def _declared(bases: tuple[str, ...], loss_type: str | None) -> Kind | None:
+def declared(bases: tuple[str, ...], loss_type: str | None) -> Kind | None:
+    """What the library's tables say that a class of one of these names predicts, then its loss type."""
     causal = set(tables.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     causal |= set(tables.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values())
     masked = set(tables.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
@@ -278,9 +284,10 @@ def _next_tokens(data: Dataset) -> NDArray[np.int64]:
     return targets
 
 
-def _mask_token(
+def mask_token(
     model: nn.Module, given: int | None, special: Collection[int], *, labelled: bool
 ) -> tuple[int, tuple[int, ...]]:
+    """The mask token, and all tokens that are never masked; DataError if there is none."""
     config = getattr(model, "config", None)
     values = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
     named = {key: value for key, value in values.items() if key.endswith("_token_id") and isinstance(value, int)}

@@ -9,6 +9,7 @@ from otfuse.align.pair import Pair
 from otfuse.align.plan import Task, needed_mib, plain_mib, plain_plan, plan
 from otfuse.align.scheme import measure, needs_data, set_aside, walk
 from otfuse.core.graph import unreached
+from otfuse.core.report import Compared
 from otfuse.errors import DataError, UsageError
 from otfuse.fusion.apply import complete, fused, mixed
 from otfuse.fusion.choose import best_regulariser
@@ -58,7 +59,10 @@ class Job:
         batch_size: int,
         clock: Clock,
         progress: Progress | None,
+        *,
+        looks: bool | None = None,
     ) -> None:
+        """``looks``: whether ``data`` are looked at, and so traced with; None: if the recipe needs them."""
         if len(parents) < 2:  # an anchor and a source
             raise UsageError("fuse needs at least two models: an anchor and one or more sources")
         self.parents, self.recipe, self.clock = parents, recipe, clock
@@ -66,21 +70,25 @@ class Job:
         self._progress = progress or (lambda _stage, _done, _total: None)
         self.weights = recipe.weights_for(len(parents))
         self.caches: tuple[Slot, ...] = ()
-        self._sides: list[Side] = []
         self._views = tuple(parent.weights for parent in parents)  # what is mixed, anchor first
+        self.compared, self.compared_by = tuple[Compared, ...](), ""
+        self.sides: list[Side] = []
+        self._looks = data is not None and (needs_data(recipe) if looks is None else looks)
         self._notes = [note for parent in parents for note in parent.notes]
         self._lacking = frozenset[str]().union(*(parent.lacking for parent in parents))
 
     def pairs(self) -> list[Pair]:
-        """Every source beside the anchor: traced and matched."""
+        """Every source beside the anchor: traced and matched, once."""
+        if self.sides:
+            return [Pair(self.sides[0], side) for side in self.sides[1:]]
         anchor = self.parents[0].module
         self._tell_differences()
         with self.clock.stage("trace"):
             inputs = self._examples
-            if self.data is not None and needs_data(self.recipe):
+            if self.data is not None and self._looks:
                 inputs = first_batch(anchor, self.data, self._batch)
             found = sides(self.parents, inputs, lambda side: set_aside(side, self.recipe) | self._lacking)
-        self._sides, self.caches = found, found[0].program.caches
+        self.sides, self.caches = found, found[0].program.caches
         if lost := unreached(found[0].graph):
             self._notes.append(f"no example input reaches {', '.join(lost)}: there the anchor's own tensors are kept")
         return [Pair(found[0], side) for side in found[1:]]
@@ -94,7 +102,7 @@ class Job:
         self._require_room(pairs, verify=verify)
         if verify:
             with self.clock.stage("verify"):
-                found = check(self.parents, self._sides, self.recipe.seed)
+                found = check(self.parents, self.sides, self.recipe.seed)
                 gate = {"error": found.error, "control": found.control}
         with self.clock.stage("measure"):
             measured = [self._measure(pair) for pair in pairs]
@@ -104,7 +112,7 @@ class Job:
                 with self.clock.stage("average"):
                     sink(name, self._mixed(name, carries))
             for name in sorted(walks[0].kept):
-                if self._sides[0].graph.ties[name] == name:
+                if self.sides[0].graph.ties[name] == name:
                     sink(name, self.parents[0].weights.blocks(name, BLOCK))
         return [own.alignment() for own in walks], gate
 
@@ -116,10 +124,10 @@ class Job:
 
     def space_names(self) -> dict[str, str]:
         """Names of the anchor's spaces by id, once it is traced."""
-        return {space.id: space.name for side in self._sides[:1] for space in side.graph.spaces}
+        return {space.id: space.name for side in self.sides[:1] for space in side.graph.spaces}
 
     def _task(self, *, verify: bool) -> Task:
-        return Task(verify, self.data.size if self.data is not None and needs_data(self.recipe) else 0)
+        return Task(verify, self.data.size if self.data is not None and self._looks else 0)
 
     def _bytes(self, parent: Parent) -> int:
         weights = parent.weights
@@ -127,9 +135,12 @@ class Job:
 
     def _require_room(self, pairs: Sequence[Pair], *, verify: bool) -> None:
         helps = ["--recipe vanilla", *(["--no-verify"] if verify else [])]
-        helps += ["a smaller --batch-size"] if self.data is not None and needs_data(self.recipe) else []
+        helps += ["a smaller --batch-size"] if self._looks else []
         needed = needed_mib(pairs, self.recipe, self._task(verify=verify))
         require_room(needed, what="this fusion", helps=", ".join([*helps, "or a machine with more"]))
+
+    def finish(self) -> None:
+        """The result is written: nothing was kept to go on from."""
 
     def notes(self, alignments: Sequence[Alignment]) -> tuple[str, ...]:
         """What the report says beside figures."""
@@ -138,7 +149,8 @@ class Job:
         return (*found, *(f"{name}: the solver did not converge" for name in loose))
 
     def _average(self, sink: Sink) -> list[Alignment]:
-        self._tell_differences()
+        if not self.sides:  # else they were told when they were traced
+            self._tell_differences()
         with self.clock.stage("average"):
             pieces = plain_pieces(self.parents, self.weights)
             for done, _ in enumerate(at_once(lambda piece: sink(*piece), pieces)):
@@ -154,7 +166,7 @@ class Job:
             return self._walks(pairs, measured, self._regulariser(pairs, measured), keep=keep, last=True)
         aside = set_aside(pairs[0].anchor, self.recipe) | self._lacking
         tell = lambda done, total: self._progress("measure", done, total)  # noqa: E731
-        aligner = Aligner(self._sides, self.recipe.aligned, self.weights, self.data, aside=aside, tell=tell)
+        aligner = Aligner(self.sides, self.recipe.aligned, self.weights, self.data, aside=aside, tell=tell)
         self._views = aligner.weights
         return [AlignedWalk(aligner, k, aside, keep=keep) for k in range(len(pairs))]
 
@@ -194,7 +206,7 @@ class Job:
             walks = self._walks(pairs, measured, value)
             return fused(self.parents[0].weights, [p.weights for p in self.parents[1:]], walks, self.weights)
 
-        best, tried = best_regulariser(self._sides, self.weights, self.data, fused_with)
+        best, tried = best_regulariser(self.sides, self.weights, self.data, fused_with)
         used = self.recipe.otfusion.model_copy(update={"regulariser": best})
         self.recipe = self.recipe.model_copy(update={"otfusion": used})  # the report and the card tell what was used
         table = ", ".join(f"{value:g}: {gap:.3f}" for value, gap in tried.items())

@@ -14,7 +14,7 @@ import yaml
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from otfuse.core.report import Report, SourceInfo
+    from otfuse.core.report import Compared, Report, SourceInfo
 
 TAGS = ("merge", "otfuse")
 
@@ -26,6 +26,8 @@ def model_card(
     recipe_yaml: str,
     gate: dict[str, float] | None = None,
     weights: Sequence[float] = (),
+    compared: Sequence[Compared] = (),
+    compared_by: str = "",
 ) -> str:
     """README.md as Hugging Face expects it: YAML front matter, what was done, recipe, parents, how it was checked."""
     parents = [anchor, *sources]
@@ -50,6 +52,7 @@ def model_card(
         done,
         f"## Recipe\n\n```yaml\n{recipe_yaml.rstrip()}\n```",
         "## Parents\n\n| role | model | SHA-256 |\n|---|---|---|\n" + "\n".join(rows) + mixed,
+        *([_compared(compared, compared_by)] if compared else []),
         "## How it was checked\n\n" + _checked(gate),
     ]
     return "\n\n".join(blocks) + "\n"
@@ -71,6 +74,18 @@ def _checked(gate: dict[str, float] | None) -> str:
         "Random elements of the groups of all spaces were applied to the real weights: the outputs must not change "
         "(error), and must change when one member is left out (control).\n\n| relative change of the outputs | |\n|---|---|\n"
         + figures
+    )
+
+
+def _compared(rows: Sequence[Compared], by: str) -> str:
+    cells = []
+    for row in rows:
+        verdict = "" if row.kept is None else "kept" if row.kept else "undone"
+        seconds = "" if row.seconds is None else f"{row.seconds:.3g}"
+        cells.append(f"| {_cell(_shown(row.name))} | {row.figure:.4f} | {seconds} | {verdict} |")
+    return (
+        f"## Stages\n\nOn held-back unlabelled inputs: {by} (less is better, and no measure of how often it is right).\n\n"
+        "| parent or stage | figure | seconds | |\n|---|---|---|---|\n" + "\n".join(cells)
     )
 
 

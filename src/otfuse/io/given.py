@@ -140,7 +140,11 @@ def settings(model: nn.Module, checkpoint: Checkpoint | None) -> dict[str, Any]:
 
 def special_tokens(loaded: Loaded, which: int = 0) -> dict[str, Any]:
     """``mask_token_id`` and ``special_ids`` of one checkpoint's tokenizer, nothing without one."""
-    checkpoint = loaded.checkpoints[which]
+    return tokens_of(loaded.checkpoints[which])
+
+
+def tokens_of(checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """``mask_token_id`` and ``special_ids`` of a checkpoint's tokenizer, nothing without one."""
     if checkpoint is None:
         return {}
     tokenizer = find_tokenizer(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)

@@ -19,7 +19,7 @@ from otfuse.fusion.sides import Parent, workable
 from otfuse.io import kinds
 from otfuse.io.checkpoint import load_model, model_class, open_checkpoint
 from otfuse.io.describe import describe
-from otfuse.io.given import dataset_for
+from otfuse.io.given import dataset_for, tokens_of
 from otfuse.io.keys import Keys, looks_wrapped
 from otfuse.io.skeleton import FileWeights, settle, skeleton
 from otfuse.io.stored import Stored
@@ -210,6 +210,11 @@ class Family:
             return None
         stored = self._stores[0]
         return dataset_for(data, self.parents[0].module, None if stored is None else stored.checkpoint)
+
+    def special_tokens(self) -> dict[str, Any]:
+        """What the anchor's tokenizer says of its tokens: ``mask_token_id`` and ``special_ids``, nothing without one."""
+        stored = self._stores[0]
+        return tokens_of(None if stored is None else stored.checkpoint)
 
     @property
     def file_anchor(self) -> FileParent:

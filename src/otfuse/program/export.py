@@ -49,7 +49,7 @@ class Program:
     ``constants`` holds the other placeholders' tensors; ``users`` are the placeholders of the inputs, in the order of
     ``inputs``; ``outputs`` are the nodes that predictions are made of; ``ties`` maps every stored name to its first;
     ``caches`` are attributes that a forward pass fills with what it computed: without them it computes the same.
-    ``asked`` are nodes whose values forward asked for, with the answers that the example gave: the program holds for inputs
+    ``logits``: which outputs are logits of a distribution over their last dimension. ``asked`` are nodes whose values forward asked for, with the answers that the example gave: the program holds for inputs
     that give the same. ``buffers`` are the first names of stored tensors that are no parameters.
     """
 
@@ -65,6 +65,7 @@ class Program:
     caches: tuple[Slot, ...] = ()
     asked: tuple[tuple[fx.Node, torch.Tensor], ...] = ()
     buffers: frozenset[str] = frozenset()
+    logits: tuple[bool, ...] = ()
 
     def live(self) -> set[fx.Node]:
         """Nodes that an output depends on: dead code must not constrain.
@@ -79,6 +80,13 @@ class Program:
             live.add(node)
             todo += node.all_input_nodes
         return live
+
+
+class Told:
+    """What a traced run tells beside the program: answers to what forward asked of its inputs, which outputs are logits."""
+
+    answers: Sequence[torch.Tensor] = ()
+    logits: tuple[bool, ...] = ()
 
 
 def export(model: nn.Module, inputs: Inputs | None = None) -> Program:
@@ -101,7 +109,7 @@ def _traced(model: nn.Module, inputs: Inputs) -> Program:
     args = tuple(_to(value, device) for value in args)
     kwargs = {name: _to(value, device) for name, value in kwargs.items()}
     try:
-        exported, caches, answers = _exported(model, args, kwargs)
+        exported, caches, told = _exported(model, args, kwargs)
     except Exception as error:
         _refuse_unfit(model, args, kwargs)
         raise TraceError(
@@ -109,7 +117,7 @@ def _traced(model: nn.Module, inputs: Inputs) -> Program:
             "give other example_inputs, or rewrite that part of forward without branches on data"
         ) from error
     _refuse_hidden_writes(model, _clashes(exported))
-    program = _program(model, exported, inputs, caches, answers)
+    program = _program(model, exported, inputs, caches, told)
     _refuse_left_over(model, program)
     _refuse_unknown_sizes(model, program)
     return program
@@ -133,10 +141,8 @@ def _refuse_unfit(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         ) from error
 
 
-def _exported(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, tuple[Slot, ...], Sequence[torch.Tensor]]:
-    """The program as torch has it; the caches; and the answers to what forward asked of its inputs' values.
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Slot, ...], Told]:
+    """The program as torch has it; the caches; and what the traced run told.
 
     What an earlier forward pass left must not pass for a constant: an attribute with a tensor is a cache if forward, where
     it is missing, makes it again. Only a model of a library (it has a config) is answered: a module of the user's own that
@@ -144,12 +150,12 @@ def _exported(
     """
     example = [_real(leaf) for leaf in tree_leaves((args, kwargs))] if hasattr(model, "config") else None
 
-    def run(without: tuple[Slot, ...]) -> tuple[Any, set[Slot], Sequence[torch.Tensor]]:
-        filled, told = set[Slot](), list[torch.Tensor]()
+    def run(without: tuple[Slot, ...]) -> tuple[Any, set[Slot], Told]:
+        filled, told = set[Slot](), Told()
 
-        def after(answers: list[torch.Tensor]) -> None:
+        def after(answers: list[torch.Tensor], logits: tuple[bool, ...]) -> None:
             filled.update(slot for slot in without if held(model, slot))
-            told[:] = answers
+            told.answers, told.logits = answers, logits
 
         main = Main(model, after, example)
         with evaluating(model, without), quiet(), torch.no_grad(), _unprinted():
@@ -216,9 +222,7 @@ def _clashes(exported: Any) -> list[tuple[str, bool]]:
     return list(clashes(module.graph))
 
 
-def _program(
-    model: nn.Module, exported: Any, inputs: Inputs, caches: tuple[Slot, ...], answers: Sequence[torch.Tensor]
-) -> Program:
+def _program(model: nn.Module, exported: Any, inputs: Inputs, caches: tuple[Slot, ...], told: Told) -> Program:
     ties, shapes = stored(model)
     parameters, constants, users = dict[str, str](), dict[str, torch.Tensor](), list[str]()
     untrained: dict[str, torch.Tensor] = {}
@@ -251,18 +255,20 @@ def _program(
     )
     _hold_angles(program, untrained)
     plain_runs(graph, constants)
-    return replace(program, **_results(exported, answers))
+    return replace(program, **_results(exported, told))
 
 
-def _results(exported: Any, answers: Sequence[torch.Tensor]) -> dict[str, Any]:
+def _results(exported: Any, told: Told) -> dict[str, Any]:
     """What comes out: predictions, then what was asked."""
     given: Any = next(node for node in exported.graph_module.graph.nodes if node.op == "output").args[0]
     kinds = [spec.kind for spec in exported.graph_signature.output_specs]
     results = [node for node, kind in zip(given, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
-    count = len(results) - len(answers)
-    asked = zip(results[count:], answers, strict=True)
+    count = len(results) - len(told.answers)
+    asked = zip(results[count:], told.answers, strict=True)
+    outputs = [(n, logits) for n, logits in zip(results[:count], told.logits, strict=True) if isinstance(n, fx.Node)]
     return {
-        "outputs": tuple(node for node in results[:count] if isinstance(node, fx.Node)),
+        "outputs": tuple(node for node, _ in outputs),
+        "logits": tuple(logits for _, logits in outputs),
         "asked": tuple((node, answer) for node, answer in asked if isinstance(node, fx.Node)),
     }
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from otfuse.program.inputs import forward_keywords
 from otfuse.program.known import Known
-from otfuse.program.outputs import main_outputs
+from otfuse.program.outputs import distributions, named_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,11 +22,15 @@ class Main(nn.Module):
     """The module, returning only what it is for.
 
     If ``example`` (the inputs' leaves) is given, questions about values are answered with it, and what was asked comes out
-    behind the outputs. ``after`` is called with the answers when it has run (torch may run a copy of this).
+    behind the outputs. ``after`` is called with the answers, and with which outputs are logits, when it has run (torch may run
+    a copy of this).
     """
 
     def __init__(
-        self, model: nn.Module, after: Callable[[list[torch.Tensor]], None], example: list[Any] | None = None
+        self,
+        model: nn.Module,
+        after: Callable[[list[torch.Tensor], tuple[bool, ...]], None],
+        example: list[Any] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.after, self.example = model, after, example
@@ -35,10 +39,10 @@ class Main(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         """The outputs, then what was asked."""
         with contextlib.nullcontext() if self.example is None else self._known(args, kwargs) as known:
-            outputs = main_outputs(self.model(*args, **(self.keywords | kwargs)))
+            named = named_outputs(self.model(*args, **(self.keywords | kwargs)))
         asked = [] if known is None else known.asked
-        self.after([answer for _, answer in asked])
-        return (*outputs, *(tensor for tensor, _ in asked))
+        self.after([answer for _, answer in asked], distributions(self.model, named))
+        return (*(tensor for _, tensor in named), *(tensor for tensor, _ in asked))
 
     def _known(self, args: Any, kwargs: Any) -> Known:
         assert self.example is not None

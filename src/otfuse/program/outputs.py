@@ -15,6 +15,14 @@ _SIDE = ("encoder_", "decoder_")
 def main_outputs(result: Any) -> tuple[torch.Tensor, ...]:
     """The tensors of ``result`` that predictions are made of; complex ones by their real and imaginary parts.
 
+    They are those of :func:`named_outputs`, in order.
+    """
+    return tuple(tensor for _, tensor in named_outputs(result))
+
+
+def named_outputs(result: Any) -> list[tuple[str, torch.Tensor]]:
+    """The tensors of ``result`` that predictions are made of, with the names that a mapping gives them ("" elsewhere).
+
     Of a mapping (a Hugging Face output): the logits where there are any, else everything that is neither a cache, nor
     the record of inner states, nor what belongs to one side of an encoder-decoder. Of anything else: all tensors, whole
     numbers and masks too, which must stay exactly what they are.
@@ -26,8 +34,22 @@ def main_outputs(result: Any) -> tuple[torch.Tensor, ...]:
             if name == "last_hidden_state" or not (name.startswith(_SIDE) or any(word in name for word in _INCIDENTAL))
         }
         logits = {name: value for name, value in kept.items() if "logits" in name}
-        result = list((logits or kept or dict(result)).values())
-    return tuple(_tensors(result))
+        return [(str(n), t) for n, value in (logits or kept or dict(result)).items() for t in _tensors(value)]
+    return [("", tensor) for tensor in _tensors(result)]
+
+
+def distributions(model: Any, named: list[tuple[str, torch.Tensor]]) -> tuple[bool, ...]:
+    """Which outputs are logits of a distribution over their last dimension; the others are values as they stand.
+
+    Logits are what a mapping calls so, and what has no name; not where the config says regression or several labels at once.
+    """
+    problem = getattr(getattr(model, "config", None), "problem_type", None)
+    if problem in ("regression", "multi_label_classification"):
+        return (False,) * len(named)
+    return tuple(
+        (not name or "logits" in name) and tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] > 1
+        for name, tensor in named
+    )
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -55,6 +55,9 @@ def fused(report: Mapping[str, Any]) -> list[RenderableType]:
     parts: list[RenderableType] = [stages]
     if report["solved"]:
         parts[:0] = [_solved(report["solved"]), Text()]
+    if report["compared"]:
+        by = Text(f"Figure: {report['compared_by']}, on held-back inputs.")
+        parts += [Text(), _compared(report["compared"]), by]
     loose = [s for s in report["solved"] if not s["converged"]]
     if loose:
         parts.append(
@@ -71,8 +74,9 @@ def plan(
     problems: Sequence[tuple[str, int, int, str]],
     memory_mib: float,
     seconds: float,
+    stages: Sequence[tuple[str, str]] = (),
 ) -> list[RenderableType]:
-    """What a dry run says: spaces ``(name, kind, anchor, source)``, problems ``(name, anchor, source, method)``, costs."""
+    """What a dry run says: spaces ``(name, kind, anchor, source)``, problems ``(name, anchor, source, method)``, stages, costs."""
     units = _table("space", "kind", ("count", "right"), ("anchor", "right"), ("source", "right"))
     for row in fold(spaces, lambda s: s[0].removesuffix(f" {s[1]}"), lambda s: s[1:]):
         _, kind, anchor, source = spaces[row.indices[0]]
@@ -86,7 +90,13 @@ def plan(
         f"{seconds:.1f} s" if seconds < 10 else f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} minutes"
     )
     told = Text(f"Expected: {memory} MiB above what importing takes, about {took}.")
-    return [units, Text(), solves, Text(), told] if spaces or problems else [told]
+    does = _table("stage", "what it does", folded=1)
+    for stage in stages:
+        does.add_row(*stage)
+    shown: list[RenderableType] = [units, Text()] if spaces else []
+    shown += [solves, Text()] if problems else []
+    shown += [does, Text()] if stages else []
+    return [*shown, told]
 
 
 def evaluated(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
@@ -122,6 +132,16 @@ def _solved(solved: Sequence[Mapping[str, Any]]) -> Table:
         before, after = (sum(s[key] for s in group) / len(group) for key in ("before", "after"))
         cells = [_times(row.count), size, first["method"], f"{before:.4g}", f"{after:.4g}"]
         table.add_row(fit(row.name), *([numbers[first["source"]]] if several else []), *cells)
+    return table
+
+
+def _compared(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Parents, then stages in order, on held-back inputs."""
+    table = _table("parent or stage", ("figure", "right"), ("seconds", "right"), "", folded=0)
+    for row in rows:
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.2f}"
+        verdict = "" if row["kept"] is None else "kept" if row["kept"] else "undone"
+        table.add_row(row["name"], f"{row['figure']:.4f}", seconds, verdict)
     return table
 
 

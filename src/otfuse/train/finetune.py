@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from otfuse.core.dataset import Dataset
 from otfuse.evaluate.metrics import Score, evaluate
-from otfuse.evaluate.task import Task, derive, stream
+from otfuse.evaluate.task import Batch, Task, derive, stream
 from otfuse.train.options import FinetuneOptions
-from otfuse.train.progress import Progress, fingerprint
-from otfuse.train.worker import DivergedError, Worker, start
+from otfuse.train.progress import Progress, fingerprint, tidy
+from otfuse.train.worker import Worker, start
 
 OnStep = Callable[[int, int, float], object]
 
@@ -81,9 +81,9 @@ def finetune(
     accelerator = start(options)
     run = fingerprint(model, data, options, [mask_token_id, sorted(special_ids)]) if out is not None else {}
     progress = _progress(out, accelerator, restart=restart)
-    worker = Worker(model, task, options, accelerator)
-    with _tidy(progress if accelerator.is_main_process else None):
-        done, loss = _train(worker, data, progress, run, on_step)
+    worker = Worker(model, _Labelled(task, options.label_smoothing), options, accelerator)
+    with tidy(progress if accelerator.is_main_process else None):
+        done, loss = _train(worker, task, data, progress, run, on_step)
     trained = worker.finish()
     score = None if validation is None else evaluate(trained, validation, device=accelerator.device, **tokens)
     processes, is_main = accelerator.num_processes, accelerator.is_main_process
@@ -91,19 +91,20 @@ def finetune(
     return TrainReport(trained, steps, examples, loss, done, processes, is_main, seconds, score, progress)
 
 
-@contextmanager
-def _tidy(progress: Progress | None) -> Iterator[None]:
-    """Leaves a working folder behind a failure or an interruption only if there is something to go on from."""
-    try:
-        yield
-    except BaseException as error:
-        if progress is not None:
-            progress.remove() if isinstance(error, DivergedError) else progress.remove_if_unused()
-        raise
+@dataclass(frozen=True, slots=True)
+class _Labelled:
+    """Cross-entropy against the labels that a task finds."""
+
+    task: Task
+    smoothing: float
+
+    def loss(self, model: nn.Module, like: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+        logits, targets = self.task.predict(model, like, batch, device)
+        return nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.smoothing)
 
 
 def _train(
-    worker: Worker, data: Dataset, progress: Progress | None, run: dict[str, Any], on_step: OnStep | None
+    worker: Worker, task: Task, data: Dataset, progress: Progress | None, run: dict[str, Any], on_step: OnStep | None
 ) -> tuple[int, float | None]:
     """All updates not yet done: how many were done before, and the loss of the last one."""
     options, accelerator = worker.options, worker.accelerator
@@ -116,7 +117,7 @@ def _train(
         progress.open()
     for step in range(done, steps):
         rows, epoch = batch_rows(step, data.size, options)
-        loss = worker.update(worker.task.batch(data, rows, epoch), step, options.learning_rate_at(step, steps))
+        loss = worker.update(task.batch(data, rows, epoch), step, options.learning_rate_at(step, steps))
         due = (step + 1) % options.save_every == 0 or step + 1 == steps
         if due and progress is not None and accelerator.is_main_process:
             progress.save(run, {"step": step + 1, **worker.state()})

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from otfuse.core.dataset import Dataset
-from otfuse.errors import OutputError, TrainError
+from otfuse.errors import DivergedError, OutputError, TrainError
 from otfuse.train.options import FinetuneOptions
 
 FREE = {"save_every", "device"}  # options that may change between a run and its continuation
@@ -131,13 +132,36 @@ class Progress:
 
 def fingerprint(model: nn.Module, data: Dataset, options: FinetuneOptions, tokens: Any) -> dict[str, Any]:
     """All that decides the result of a run, by name: hashes of weights and data, each option, the special tokens."""
-    weights, arrays = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
-        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    weights = hash_of_weights((name, tensor.detach()) for name, tensor in sorted(model.state_dict().items()))
+    chosen = {key: value for key, value in options.model_dump().items() if key not in FREE}
+    return {"weights": weights, "data": hash_of_data(data), "tokens": tokens, **chosen}
+
+
+def hash_of_weights(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Of names, types, shapes and values, in the order given."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors:
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def hash_of_data(data: Dataset) -> str:
+    """Of every array with its name, the labels too."""
+    arrays = hashlib.blake2b(digest_size=16)
     labels = {} if data.labels is None else {"labels": data.labels}
     for name, array in sorted({**data.inputs, **labels}.items()):
         arrays.update(f"{name} {array.dtype} {array.shape};".encode())
         arrays.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    chosen = {key: value for key, value in options.model_dump().items() if key not in FREE}
-    return {"weights": weights.hexdigest(), "data": arrays.hexdigest(), "tokens": tokens, **chosen}
+    return arrays.hexdigest()
+
+
+@contextmanager
+def tidy(progress: Progress | None) -> Iterator[None]:
+    """Leaves a working folder behind a failure or an interruption only if there is something to go on from."""
+    try:
+        yield
+    except BaseException as error:
+        if progress is not None:
+            progress.remove() if isinstance(error, DivergedError) else progress.remove_if_unused()
+        raise

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -14,9 +14,8 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
-from otfuse.errors import DeviceError, TrainError
+from otfuse.errors import DeviceError, DivergedError, TrainError
 from otfuse.evaluate.run import find_device
-from otfuse.evaluate.task import Batch, Task
 from otfuse.program.state import copied
 from otfuse.train.options import FinetuneOptions
 
@@ -51,29 +50,57 @@ def start(options: FinetuneOptions) -> Accelerator:
     return accelerator
 
 
-class DivergedError(TrainError):
-    """Training left the finite numbers; going on from its progress would only fail again."""
+class Batch(Protocol):
+    """Examples of one update, of which every process takes its share."""
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+
+    @property
+    def count(self) -> int:
+        """Number of predictions that count."""
+
+    def take(self, rows: slice) -> Self:
+        """The examples at ``rows``."""
+
+
+class Lesson(Protocol):
+    """What is to be learned from a batch."""
+
+    def loss(self, model: nn.Module, like: nn.Module, batch: Any, device: torch.device) -> Tensor:
+        """The sum of the losses of the batch's predictions; ``model`` is called, ``like`` is the module inside it."""
 
 
 class Worker:
-    """A copy of the model with its optimiser on this process. The model given is never changed.
+    """A copy of the model with its optimiser on this process. The model given is never changed, unless it is the worker's ``own``.
 
-    Weights stored in half precision are trained in float32 and returned as they were stored: an update of a learning
+    ``training``: whether the model's modules are in training mode (dropout, statistics of batches) or as in evaluation. Weights stored in half precision are trained in float32 and returned as they were stored: an update of a learning
     rate's size would be rounded away otherwise.
     """
 
-    def __init__(self, model: nn.Module, task: Task, options: FinetuneOptions, accelerator: Accelerator) -> None:
-        self.task, self.options, self.accelerator = task, options, accelerator
-        self.model = copied(model)
+    def __init__(
+        self,
+        model: nn.Module,
+        lesson: Lesson,
+        options: FinetuneOptions,
+        accelerator: Accelerator,
+        *,
+        own: bool = False,
+        training: bool = True,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        self.lesson, self.options, self.accelerator = lesson, options, accelerator
+        self.model = model if own else copied(model)
         self._stored = {name: p.dtype for name, p in self.model.named_parameters()}
         for parameter in self.model.parameters():
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
         self._modes = {name: module.training for name, module in model.named_modules()}
         self._home = next(self.model.parameters()).device
-        self.model.train()
+        self.model.train(training)
         self.model.to(accelerator.device)
-        optimizer = torch.optim.AdamW(_groups(self.model, options.weight_decay), lr=options.learning_rate)
+        optimizer = torch.optim.AdamW(_groups(self.model, options.weight_decay), options.learning_rate, betas)
         self._own_forward = "forward" in vars(self.model)
         self._wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
 
@@ -92,6 +119,12 @@ class Worker:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def begin_anew(self, weights: Mapping[str, Tensor]) -> None:
+        """Back to these weights, by name, with an optimiser that has seen nothing."""
+        fill(self.model, weights)
+        self.optimizer.zero_grad()
+        self.optimizer.optimizer.state.clear()
 
     def update(self, batch: Batch, step: int, learning_rate: float) -> float:
         """One update on the whole batch, of which this process computes its share; the mean loss of the whole batch.
@@ -133,13 +166,11 @@ class Worker:
 
     def _share(self, batch: Batch, rank: int, processes: int) -> Tensor:
         """Sum of the losses of this process's examples; zero, with a graph behind it, if it has none."""
-        examples = len(batch.targets)
+        examples = batch.examples
         rows = slice(rank * examples // processes, (rank + 1) * examples // processes)
         empty = rows.start == rows.stop
         part = batch.take(slice(0, 1) if empty else rows)
-        logits, targets = self.task.predict(self._wrapped, self.model, part, self.accelerator.device)
-        smoothing = self.options.label_smoothing
-        losses = nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+        losses = self.lesson.loss(self._wrapped, self.model, part, self.accelerator.device)
         return losses * 0 if empty else losses
 
     @contextmanager
@@ -153,6 +184,19 @@ class Worker:
         with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
             torch.manual_seed(int(words[0] >> np.uint64(1)))
             yield
+
+
+def stored_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by every name."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+@torch.no_grad()
+def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Puts these values, by name, into the model's tensors."""
+    tensors = stored_of(model)
+    for name, value in weights.items():
+        tensors[name].copy_(value)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -102,7 +102,9 @@ class _Search:
         kinds = largest(bench, self._graph, plain, self._seed)
         for symmetry, kind in zip(plain, kinds, strict=True):
             if kind is None:
-                self.notes.append(f"{symmetry.space.name}: its pairs turn, but no complex numbers do; it stays as it is")
+                self.notes.append(
+                    f"{symmetry.space.name}: its pairs turn, but no complex numbers do; it stays as it is"
+                )
         found = [symmetry for symmetry in kinds if symmetry is not None]
         if not self._joint(found, folds):
             found = self._narrowed(found, folds)
@@ -141,7 +143,9 @@ class _Search:
         if symmetry.kind in (Kind.PERMUTATION, Kind.TURN):
             return symmetry
         name = symmetry.space.name
-        self.notes.append(f"{name}: its group ({symmetry.kind}) is not exact beside the others; only permutations are kept")
+        self.notes.append(
+            f"{name}: its group ({symmetry.kind}) is not exact beside the others; only permutations are kept"
+        )
         keys = key_places(self._graph)
         return replace(symmetry, kind=Kind.PERMUTATION, slots=slots(symmetry.space, keys))
 

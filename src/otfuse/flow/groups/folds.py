@@ -137,9 +137,7 @@ def _makers(stored: Stored, members: Members, gain: str) -> frozenset[str] | Non
             return names if all((name, Role.PRODUCES) in members for name in names) else None
 
 
-def _onward(
-    graph: FlowGraph, members: Members, gain: Member, readers: _Readers, offset: float
-) -> Iterator[Fold]:
+def _onward(graph: FlowGraph, members: Members, gain: Member, readers: _Readers, offset: float) -> Iterator[Fold]:
     changes: dict[str, Change] = {gain.tensor: Fill(1.0 - offset)}
     for name in readers.matrices:
         times = _times(members[name, Role.CONSUMES], gain, offset)
@@ -150,7 +148,9 @@ def _onward(
         yield Fold(gain.tensor, changes)
         return
     bias = members[readers.bias, Role.PRODUCES]
-    pushed = {added: _plus(graph, members[name, Role.CONSUMES], added, bias) for name, added in readers.matrices.items()}
+    pushed = {
+        added: _plus(graph, members[name, Role.CONSUMES], added, bias) for name, added in readers.matrices.items()
+    }
     if None not in pushed and all(pushed.values()):
         yield Fold(gain.tensor, changes | {k: v for k, v in pushed.items() if k and v} | {bias.tensor: Fill(0.0)})
     matched = _matched(bias, gain)

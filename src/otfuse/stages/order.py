@@ -1,0 +1,89 @@
+"""What each scheme is made of: where it starts, and the stages that follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from otfuse.align import scheme as aligning
+from otfuse.core import recipe as recipes
+from otfuse.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from otfuse.core.recipe import Recipe
+
+BUILT = frozenset({"average", "otfusion", "distilled", "auto"})  # a scheme joins here once its code does
+
+# `aligned` takes the place of both when it is built: what `auto` does without inputs, and what it starts from with them.
+WITHOUT_DATA = "otfusion-wts"
+START = "plain"
+
+DIRECT = frozenset({"average", "otfusion", "aligned"})  # from maps straight to the result, tensor by tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """``start`` is the recipe of a direct scheme (None: the anchor as it is), called ``name``; ``stages`` follow in turn."""
+
+    start: Recipe | None
+    name: str
+    stages: tuple[str, ...] = ()
+
+
+def order(recipe: Recipe) -> Order:
+    """Start and stages of a recipe. RecipeError if one of them is not built yet."""
+    found = _order(recipe)
+    for scheme in (*([found.start.scheme] if found.start is not None else []), *found.stages):
+        if scheme not in BUILT:
+            raise RecipeError(f"scheme {scheme!r} is not built yet; use one of {', '.join(sorted(BUILT))}")
+    return found
+
+
+def without_data(recipe: Recipe) -> Recipe:
+    """What ``auto`` does where there are no inputs: a direct scheme, with what the recipe sets of it."""
+    own = {key: getattr(recipe, key) for key in ("weights", "seed") if key in recipe.model_fields_set}
+    options = {f"otfusion.{key}": getattr(recipe.otfusion, key) for key in recipe.otfusion.model_fields_set}
+    return recipes.read(WITHOUT_DATA, own | options)
+
+
+def require_data(recipe: Recipe, data: object) -> None:
+    """RecipeError for a scheme that is not built; DataError if one needs inputs and there are none."""
+    if recipe.scheme == "auto" and data is None:
+        recipe = without_data(recipe)
+    found = order(recipe)
+    if found.stages and data is None:
+        raise DataError(
+            f"recipe {recipe.scheme} learns from unlabelled inputs and no data was given: give some (--data), say 100 or more "
+            "images or windows of text, or use a recipe that compares weights (otfusion-wts)"
+        )
+    if found.start is not None:
+        aligning.require_data(found.start, data)
+
+
+def _order(recipe: Recipe) -> Order:
+    if recipe.scheme in DIRECT:
+        return Order(recipe, recipe.scheme)
+    if recipe.scheme == "auto":
+        first, middle = _begun(START, recipe), ("calibrated",) if "calibrated" in BUILT else ()
+        return replace(first, stages=(*first.stages, *middle, "distilled"))
+    start: str = getattr(recipe, recipe.scheme).start
+    first = (
+        replace(_order(recipe.model_copy(update={"scheme": "auto"})), stages=())
+        if start == "auto"
+        else _begun(start, recipe)
+    )
+    middle = ("calibrated",) if start == "auto" and "calibrated" in BUILT else ()
+    return replace(first, stages=(*first.stages, *middle, recipe.scheme))
+
+
+def _begun(start: str, recipe: Recipe) -> Order:
+    """A start by the name that recipes give it."""
+    if start == "anchor":
+        return Order(None, start)
+    if start in ("calibrated", "refined"):
+        return _order(recipe.model_copy(update={"scheme": start}))
+    if start == "plain":
+        return Order(recipe.model_copy(update={"scheme": "average"}), start)
+    features = "activations" if start == "aligned-acts" else "weights"
+    aligned = recipe.aligned.model_copy(update={"features": features})
+    return Order(recipe.model_copy(update={"scheme": "aligned", "aligned": aligned}), start)

@@ -1,0 +1,212 @@
+"""A scheme of several stages: a start in memory, then stage after stage, compared on held-back inputs, then everything written."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from otfuse.core.report import Compared
+from otfuse.errors import DivergedError, TrainError
+from otfuse.evaluate.unlabelled import unlabelled
+from otfuse.fusion.job import Job
+from otfuse.measure.rates import rates
+from otfuse.measure.room import require_room
+from otfuse.measure.targets import require_variety, split, together
+from otfuse.stages.guard import Guard
+from otfuse.stages.order import order
+from otfuse.stages.plan import stages_plan
+from otfuse.stages.works import STAGES
+from otfuse.train.progress import Progress as Kept
+from otfuse.train.progress import hash_of_data, hash_of_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from otfuse.align.plan import Plan
+    from otfuse.core.alignment import Alignment
+    from otfuse.core.dataset import Dataset
+    from otfuse.core.recipe import Recipe
+    from otfuse.fusion.job import Sink
+    from otfuse.fusion.sides import Parent
+    from otfuse.measure.clock import Clock
+    from otfuse.measure.targets import Targets
+    from otfuse.program.inputs import Inputs
+    from otfuse.program.state import Slot
+
+    Progress = Callable[[str, int, int], None]
+    Weights = dict[str, torch.Tensor]
+
+FEW = 100  # inputs below which the report says that more would help
+
+
+class Table:
+    """Takes fused tensors into memory, in the type that the anchor is computed in, by first stored name."""
+
+    def __init__(self, anchor: Parent) -> None:
+        self._anchor = anchor
+        self.tensors: Weights = {}
+
+    def __call__(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
+        """All values of one tensor, flat and in order."""
+        weights, made = self._anchor.weights, [block.reshape(-1) for block in blocks]
+        whole = torch.cat(made) if made else torch.empty(0)
+        self.tensors[name] = whole.to(weights.dtype(name), copy=True).reshape(weights.shape(name))
+
+
+class Staged:
+    """One fusion by such a scheme, asked as :class:`otfuse.fusion.job.Job` is.
+
+    ``inputs`` are the data as the anchor is asked for predictions, ``learned`` and ``held`` the numbers of its examples that
+    stages learn from and that only judge, ``targets`` what the parents predict together on all of them.
+    """
+
+    targets: Targets
+
+    def __init__(
+        self,
+        parents: Sequence[Parent],
+        recipe: Recipe,
+        data: Dataset | None,
+        example_inputs: Inputs | None,
+        batch_size: int,
+        clock: Clock,
+        progress: Progress | None,
+        *,
+        tokens: Mapping[str, Any],
+        device: str,
+        out: Path | None,
+    ) -> None:
+        self.parents, self.recipe, self.clock, self.device = parents, recipe, clock, device
+        self.tell = progress or (lambda _stage, _done, _total: None)
+        self.kept = None if out is None else Kept.beside(out)
+        self._began, self._order, self._notes = time.perf_counter(), order(recipe), list[str]()
+        self._given, self._places = data, None
+        if data is not None:
+            data, self._places, told = unlabelled(parents[0].module, data, seed=recipe.seed, **tokens)
+            self._notes += told
+            self.inputs = data
+        begin = self._order.start or recipe.model_copy(update={"scheme": "average"})
+        self._job = Job(parents, begin, data, example_inputs, batch_size, clock, progress, looks=data is not None)
+        self.weights, self.compared, self.compared_by = self._job.weights, tuple[Compared, ...](), ""
+
+    @property
+    def caches(self) -> tuple[Slot, ...]:
+        """What the anchor's modules keep of what they computed."""
+        return self._job.caches
+
+    @property
+    def sides(self) -> Sequence[Any]:
+        """Every parent traced, anchor first."""
+        return self._job.sides
+
+    def note(self, *notes: str) -> None:
+        """For the report."""
+        self._notes += notes
+
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self._began
+
+    def run(self, sink: Sink, *, verify: bool, keep: bool = False) -> tuple[list[Alignment], dict[str, float] | None]:
+        """As :meth:`Job.run`: the start, the stages, then every tensor into ``sink``."""
+        require_variety(self.inputs, f"recipe {self.recipe.scheme}")
+        self._job.pairs()
+        require_room(
+            self.plan(verify=verify).memory_mib,
+            what=f"recipe {self.recipe.scheme}",
+            helps="a smaller distilled.batch_size, or a machine with more",
+        )
+        began = time.perf_counter()
+        weights, alignments, gate = self._start(verify=verify, keep=keep)
+        share = self.recipe.auto.held_back if self.recipe.scheme == "auto" else self.recipe.distilled.held_back
+        self.learned, self.held = split(self.inputs.size, share, self.recipe.seed)
+        if self.inputs.size < FEW:
+            self.note(
+                f"{self.inputs.size} inputs to learn from: {FEW} or more would help, and tell better what went wrong"
+            )
+        names = [parent.name for parent in self.parents]
+        with self.clock.stage("targets"):
+            self.targets = together(
+                self.sides,
+                self.weights,
+                self.inputs,
+                self._places,
+                names=names,
+                tell=lambda d, t: self.tell("targets", d, t),
+            )
+        with self.targets:
+            weights = self._staged(weights, time.perf_counter() - began)
+        for name, tensor in weights.items():
+            sink(name, [tensor.reshape(-1)])
+        return alignments, gate
+
+    def finish(self) -> None:
+        """The result is written: nothing is left to go on from."""
+        if self.kept is not None:
+            self.kept.remove()
+
+    def plan(self, *, verify: bool) -> Plan:
+        """What would be done; nothing is solved."""
+        return stages_plan(
+            self._job, self._order, self.recipe, 0 if self._given is None else self._given.size, rates(), verify=verify
+        )
+
+    def space_names(self) -> dict[str, str]:
+        """Names of the anchor's spaces by id, once it is traced."""
+        return self._job.space_names()
+
+    def notes(self, alignments: Sequence[Alignment]) -> tuple[str, ...]:
+        """What the report says beside figures."""
+        return (*self._notes, *self._job.notes(alignments))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that decides the result."""
+        parents = [hash_of_weights((n, p.weights[n]) for n in sorted(p.weights.alike)) for p in self.parents]
+        recipe = self.recipe.model_dump(mode="json")
+        return {"parents": parents, "data": hash_of_data(self.inputs), "weights": list(self.weights), "recipe": recipe}
+
+    def _start(self, *, verify: bool, keep: bool) -> tuple[Weights, list[Alignment], dict[str, float] | None]:
+        """The weights that the first stage is given; what no prediction reads is the anchor's."""
+        anchor, table = self.parents[0], Table(self.parents[0])
+        alignments, gate = list[Any](), None
+        if self._order.start is not None:
+            alignments, gate = self._job.run(table, verify=verify, keep=keep)
+        graph = self.sides[0].graph
+        own = {graph.ties.get(name, name) for name in graph.unread}
+        for name in anchor.weights.alike:
+            if name not in table.tensors or name in own:
+                table.tensors[name] = anchor.weights[name].clone()
+        return table.tensors, alignments, gate
+
+    def _staged(self, weights: Weights, seconds: float) -> Weights:
+        names = [parent.name for parent in self.parents]
+        held = self.inputs.take(self.held)
+        guard = Guard(self.sides, names, held, self.targets.part(self.held))
+        guard.stage(self._order.name, weights, seconds, first=True, undo=False)
+        if not torch.isfinite(torch.tensor(guard.rows[-1].figure)):
+            raise TrainError(
+                f"what the start ({self._order.name}) predicts for the held-back inputs is not finite; take another start, or check "
+                "the parents' weights"
+            )
+        undo = self.recipe.scheme == "auto"
+        for name in self._order.stages:
+            began = time.perf_counter()
+            try:
+                with self.clock.stage(name):
+                    made = STAGES[name](self, weights)
+            except DivergedError as error:
+                if not undo:
+                    raise
+                self.note(f"{name} was undone: {error}")
+                guard.failed(name, time.perf_counter() - began)
+                continue
+            if made is None:
+                continue
+            kept = guard.stage(name, made, time.perf_counter() - began, first=False, undo=undo)
+            weights = made if kept else weights
+        self.note(*guard.notes())
+        self.compared, self.compared_by = tuple(guard.rows), guard.by
+        return weights

@@ -1,0 +1,275 @@
+"""Distilling: all weights trained, from any start, towards what several models predict together on unlabelled inputs.
+
+Hinton, Vinyals and Dean 2015 (arXiv 1503.02531) at temperature one, with the mean of the parents' predictions as teacher.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from otfuse.errors import DivergedError, TrainError
+from otfuse.fusion.choose import searched
+from otfuse.program.state import copied
+from otfuse.train.finetune import batch_rows
+from otfuse.train.options import FinetuneOptions
+from otfuse.train.progress import tidy
+from otfuse.train.worker import Worker, fill, start, stored_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from otfuse.program.state import Slot
+    from otfuse.train.lesson import Lesson
+    from otfuse.train.progress import Progress
+
+    OnStep = Callable[[int, int, float], object]
+
+RATES = (10**-3.5, 1e-3)  # learning rates that are tried first; further ones half a decade beyond the better
+_LIMITS = (1e-6, 2e-2)
+_BETAS = (0.9, 0.98)  # of AdamW: runs are short, and the second moment must follow
+_LOOKS = 20  # how often the held-back inputs are looked at
+_PATIENCE = 6  # looks without anything better, after which training stops
+_JUDGED_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How to distil: ``steps`` of ``batch_size``, or as many as ``seconds`` leave time for (steps None).
+
+    ``learning_rate`` None: chosen on the held-back inputs. The same steps and seed give the same result.
+    """
+
+    steps: int | None = 500
+    batch_size: int = 32
+    learning_rate: float | None = None
+    seconds: float = 0.0
+    seed: int = 0
+    device: str | None = None
+    save_every: int = 100
+
+    def options(self, steps: int, learning_rate: float) -> FinetuneOptions:
+        """AdamW without weight decay, gradients clipped at norm 1, a tenth of the steps to warm up, then a cosine."""
+        chosen = {"steps": steps, "learning_rate": learning_rate, "batch_size": self.batch_size, "seed": self.seed}
+        return FinetuneOptions(weight_decay=0.0, device=self.device, save_every=self.save_every, **chosen)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Distilled:
+    """The best weights seen, by first stored name, and how they came about.
+
+    ``before`` and ``after`` are the divergences from the targets on the held-back inputs, of the start and of what is given
+    back, found at step ``best``; ``rates``: learning rates that were tried, with the divergence after some steps.
+    """
+
+    weights: dict[str, Tensor]
+    steps: int
+    best: int
+    learning_rate: float
+    rates: Mapping[float, float]
+    before: float
+    after: float
+    resumed_from: int = 0
+    is_main: bool = True
+
+
+def distil(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    lesson: Lesson,
+    learned: NDArray[np.int64],
+    held: NDArray[np.int64],
+    course: Course,
+    *,
+    caches: Iterable[Slot] = (),
+    progress: Progress | None = None,
+    run: Mapping[str, Any] | None = None,
+    on_step: OnStep | None = None,
+) -> Distilled:
+    """Trains a copy of ``model`` that begins with ``weights`` on the examples ``learned``, judged on those ``held`` back.
+
+    Modules are as in evaluation: no dropout, no new statistics of batches. Under ``accelerate launch`` the processes share
+    every batch, and the steps are those of one process up to rounding. With ``progress`` a killed run goes on, to the same
+    weights, if ``run`` (all that decides its result) is the same. Raises TrainError if the loss is not finite.
+    """
+    began = time.perf_counter()
+    accelerator = start(course.options(1, RATES[0]))
+    kept = progress if accelerator.is_main_process else None
+    worker = Worker(
+        _begun(model, weights, caches),
+        lesson,
+        course.options(1, RATES[0]),
+        accelerator,
+        own=True,
+        training=False,
+        betas=_BETAS,
+    )
+    training = _Training(worker, weights, lesson, learned, held, course)
+    saved = None if progress is None else progress.load(dict(run or {}))
+    accelerator.wait_for_everyone()  # nobody writes while another still reads
+    with tidy(kept):
+        if saved is None and kept is not None:
+            kept.open()
+        if saved is None:
+            saved = training.planned(began)
+        made = training.trained(saved, kept, dict(run or {}), on_step)
+    worker.finish()
+    return made
+
+
+class _Training:
+    """One distillation on this process: one worker, put back to the start between trials."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        weights: Mapping[str, Tensor],
+        lesson: Lesson,
+        learned: NDArray[np.int64],
+        held: NDArray[np.int64],
+        course: Course,
+    ) -> None:
+        self.worker, self.weights, self.lesson, self.course = worker, weights, lesson, course
+        self.learned, self.held, self.accelerator = learned, held, worker.accelerator
+
+    def planned(self, began: float) -> dict[str, Any]:
+        """Steps and learning rate of a run that begins, and the divergence of its start."""
+        before = self.judged()
+        if not math.isfinite(before):
+            raise TrainError(
+                "distilling cannot begin: what the fused model predicts for the held-back inputs is not finite; take another "
+                "start (distilled.start), or check the parents' weights"
+            )
+        steps = self.course.steps
+        if steps is None:
+            steps = self.affordable(began)
+        given, tried = self.course.learning_rate, dict[float, float]()
+        if given is None and steps:
+            given, tried = searched(lambda rate: self.trial(rate, _trial_steps(steps)), RATES, 10**0.5, _LIMITS)
+        rates = {"rates": list(tried), "figures": list(tried.values()), "rate": given or RATES[0]}
+        return {"step": 0, "steps": steps, "before": before, "best_step": 0, "best_figure": before, "best": {}, **rates}
+
+    def trained(
+        self, at: dict[str, Any], progress: Progress | None, run: dict[str, Any], on_step: OnStep | None
+    ) -> Distilled:
+        """All steps that are left after the state ``at``; what is found is kept in ``progress``."""
+        steps, rate, done = at["steps"], at["rate"], at["step"]
+        tried = dict(zip(at["rates"], at["figures"], strict=True))
+        made = Distilled(
+            dict(self.weights),
+            steps,
+            0,
+            rate,
+            tried,
+            at["before"],
+            at["before"],
+            done,
+            self.accelerator.is_main_process,
+        )
+        if not steps:
+            return made
+        options, every = self.course.options(steps, rate), _every(steps)
+        if "model" in at:
+            self.worker.restore(at)
+        elif progress is not None:
+            progress.save(run, {**at, **self.worker.state()})
+        for step in range(done, steps):
+            if step - at["best_step"] >= _PATIENCE * every:
+                break
+            loss = self.update(step, options.learning_rate_at(step, steps))
+            if (step + 1) % every == 0 or step + 1 == steps:
+                figure = self.judged()
+                if figure < at["best_figure"]:
+                    at |= {"best_figure": figure, "best_step": step + 1, "best": self.taken()}
+            if progress is not None and ((step + 1) % options.save_every == 0 or step + 1 == steps):
+                progress.save(run, {**at, "step": step + 1, **self.worker.state()})
+            if on_step is not None and self.accelerator.is_main_process:
+                on_step(step + 1, steps, loss)
+        best = {name: at["best"].get(name, tensor).to(tensor.device) for name, tensor in self.weights.items()}
+        return replace(made, weights=best, best=at["best_step"], after=at["best_figure"])
+
+    def update(self, step: int, rate: float) -> float:
+        """One step; its loss."""
+        rows, _ = batch_rows(step, len(self.learned), self.worker.options)
+        return self.worker.update(self.lesson.batch(self.learned[rows]), step, rate)
+
+    @torch.no_grad()
+    def judged(self) -> float:
+        """Mean divergence on the held-back inputs, the same number on every process."""
+        total, count = 0.0, 0
+        for first in range(0, len(self.held), _JUDGED_AT_ONCE):
+            batch = self.lesson.batch(self.held[first : first + _JUDGED_AT_ONCE])
+            total += float(self.lesson.loss(self.worker.model, self.worker.model, batch, self.accelerator.device))
+            count += batch.count
+        return self.agreed(total / max(1, count))
+
+    def trial(self, rate: float, steps: int) -> float:
+        """The divergence after some steps at that learning rate, from the start; infinite where they diverge."""
+        options = self.course.options(steps, rate)
+        try:
+            for step in range(steps):
+                self.update(step, options.learning_rate_at(step, steps))
+            figure = self.judged()
+        except DivergedError:
+            figure = math.inf
+        self.worker.begin_anew(self.weights)
+        return figure if math.isfinite(figure) else math.inf
+
+    def affordable(self, began: float) -> int:
+        """Steps that the seconds leave time for, by the time of a first one and of a first look, trials and looks included."""
+        self.update(0, RATES[0])  # the first is slower
+        times = [time.perf_counter()]
+        self.update(1, RATES[0])
+        times.append(time.perf_counter())
+        self.judged()
+        times.append(time.perf_counter())
+        self.worker.begin_anew(self.weights)
+        step, look = times[1] - times[0], times[2] - times[1]
+        trials = 0 if self.course.learning_rate is not None else len(RATES) + 1
+        left = self.course.seconds - (times[2] - began) - look * trials
+        found = max(0, int(left / (step + look / 3)))  # a run of few steps looks at every one
+        while found and _cost(found, trials, step, look) > left:
+            found = int(found * 0.95)
+        return int(self.agreed(float(found)))
+
+    def agreed(self, number: float) -> float:
+        """The mean over processes: decisions must not differ by rounding or by clocks."""
+        mean = torch.tensor(number, dtype=torch.float64).to(self.accelerator.device, torch.float32)
+        if self.accelerator.num_processes == 1:
+            return number
+        return float(self.accelerator.reduce(mean, reduction="mean"))
+
+    def taken(self) -> dict[str, Tensor]:
+        """The present weights by first stored name, in the types of the start."""
+        tensors = stored_of(self.worker.model)
+        return {n: tensors[n].detach().to("cpu", own.dtype, copy=True) for n, own in self.weights.items()}
+
+
+def _begun(model: nn.Module, weights: Mapping[str, Tensor], caches: Iterable[Slot]) -> nn.Module:
+    """A copy of the model with these weights. What its class keeps fixed stays fixed, unless that is all."""
+    made = copied(model, caches)
+    if not any(p.requires_grad for p in made.parameters()):
+        made.requires_grad_(requires_grad=True)
+    fill(made, weights)
+    return made
+
+
+def _every(steps: int) -> int:
+    return max(1, round(steps / _LOOKS))
+
+
+def _trial_steps(steps: int) -> int:
+    return min(20, max(3, steps // 20))
+
+
+def _cost(steps: int, trials: int, step: float, look: float) -> float:
+    """Seconds of a run: its steps, its trials, its looks."""
+    return step * (steps + trials * _trial_steps(steps)) + look * (steps / _every(steps) + 1)
