@@ -107,6 +107,15 @@ class Aligner:
             found[key] = element
         return found
 
+    def carried(self) -> tuple[dict[str, torch.Tensor], ...]:
+        """The canonical tensors of all models in the anchor's basis, in memory, anchor first."""
+        found = [{name: self.form.weights[0][name] for name in self.names}]
+        for k, own in enumerate(self.form.weights[1:]):
+            maps = self.maps(k)
+            moves = {name: [(place, maps[key]) for key, place in self.spaces.at.get(name, ())] for name in self.names}
+            found.append({name: carried(own[name].double(), moves[name]).to(own[name].dtype) for name in self.names})
+        return tuple(found)
+
     # -- one source --------------------------------------------------------------------------------------------------
     def _aligned(self, k: int) -> _Source:
         likeness = cosines(self.spaces, self.form.weights[0], self.form.weights[k])

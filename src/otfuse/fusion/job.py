@@ -73,6 +73,7 @@ class Job:
         self._views = tuple(parent.weights for parent in parents)  # what is mixed, anchor first
         self.compared, self.compared_by = tuple[Compared, ...](), ""
         self.sides: list[Side] = []
+        self.aligner: Aligner | None = None
         self._looks = data is not None and (needs_data(recipe) if looks is None else looks)
         self._notes = [note for parent in parents for note in parent.notes]
         self._lacking = frozenset[str]().union(*(parent.lacking for parent in parents))
@@ -167,7 +168,7 @@ class Job:
         aside = set_aside(pairs[0].anchor, self.recipe) | self._lacking
         tell = lambda done, total: self._progress("measure", done, total)  # noqa: E731
         aligner = Aligner(self.sides, self.recipe.aligned, self.weights, self.data, aside=aside, tell=tell)
-        self._views = aligner.weights
+        self.aligner, self._views = aligner, aligner.weights
         return [AlignedWalk(aligner, k, aside, keep=keep) for k in range(len(pairs))]
 
     def _measure(self, pair: Pair) -> Measured:

@@ -12,7 +12,9 @@ from otfuse.errors import DataError, RecipeError
 if TYPE_CHECKING:
     from otfuse.core.recipe import Recipe
 
-BUILT = frozenset({"average", "otfusion", "distilled", "auto"})  # a scheme joins here once its code does
+BUILT = frozenset(
+    {"average", "otfusion", "aligned", "refined", "distilled", "auto"}
+)  # a scheme joins here once its code does
 
 # `aligned` takes the place of both when it is built: what `auto` does without inputs, and what it starts from with them.
 WITHOUT_DATA = "otfusion-wts"

@@ -20,6 +20,7 @@ from otfuse.stages.plan import stages_plan
 from otfuse.stages.works import STAGES
 from otfuse.train.progress import Progress as Kept
 from otfuse.train.progress import hash_of_data, hash_of_weights
+from otfuse.train.refine import Carried
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -161,6 +162,13 @@ class Staged:
     def notes(self, alignments: Sequence[Alignment]) -> tuple[str, ...]:
         """What the report says beside figures."""
         return (*self._notes, *self._job.notes(alignments))
+
+    def carried(self) -> Carried:
+        """What the scheme `aligned` averages, and the groups that are left to move in."""
+        aligner = self._job.aligner
+        assert aligner is not None  # the start was aligned
+        models = aligner.carried()
+        return Carried(models, tuple(aligner.form.found), tuple(self.weights))
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the result."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from otfuse.train.distil import Course, distil
 from otfuse.train.lesson import Lesson
+from otfuse.train.refine import RATES, refine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,8 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from otfuse.stages.staged import Staged
+    from otfuse.train.distil import Distilled
 
     Weights = dict[str, Tensor]
+
+
+_STEPS = 200  # of refining, where the recipe leaves it open; it stops early
 
 
 def distilled(run: Staged, weights: Weights) -> Weights | None:
@@ -40,12 +45,7 @@ def distilled(run: Staged, weights: Weights) -> Weights | None:
             f"nothing was distilled: the budget of {recipe.auto.budget} left no time for it; give more, or --steps"
         )
         return None
-    tried = ", ".join(f"{rate:.1e}: {gap:.4g}" for rate, gap in made.rates.items())
-    run.note(
-        f"distilled for {made.steps} steps of {min(recipe.distilled.batch_size, len(run.learned))} at learning rate "
-        f"{made.learning_rate:.1e}{f' chosen on held-back inputs ({tried})' if tried else ''}; divergence from the parents' mean "
-        f"prediction on held-back inputs {made.before:.4g} before, {made.after:.4g} at step {made.best}, which is kept"
-    )
+    run.note(told("distilled", made, min(recipe.distilled.batch_size, len(run.learned))))
     return made.weights
 
 
@@ -59,4 +59,36 @@ def course(run: Staged) -> Course:
     return Course(steps, own.batch_size, rate, left, run.recipe.seed, run.device)
 
 
-STAGES: dict[str, Callable[[Staged, Weights], Weights | None]] = {"distilled": distilled}
+def refined(run: Staged, weights: Weights) -> Weights:
+    """The maps learned, and no weight; begins where the scheme `aligned` ended."""
+    own = run.recipe.refined
+    rate = None if own.learning_rate == "auto" else own.learning_rate
+    steps = _STEPS if own.steps == "auto" else own.steps
+    carried = run.carried()
+    found, made = refine(
+        run.parents[0].module,
+        carried,
+        Lesson(run.parents[0].module, run.inputs, run.targets),
+        run.learned,
+        run.held,
+        Course(steps, own.batch_size, rate, 0.0, run.recipe.seed, run.device, rates=RATES),
+        soft=own.soft == "units",
+        progress=run.kept,
+        run=run.fingerprint() if run.kept is not None else None,
+        on_step=lambda step, steps, _loss: run.tell("refine", step, steps),
+    )
+    run.note(told("refined", made, min(own.batch_size, len(run.learned))))
+    return {name: found[name].to(own.dtype) if name in found else own for name, own in weights.items()}
+
+
+def told(what: str, made: Distilled, batch: int) -> str:
+    """What is said of a run of gradient steps."""
+    tried = ", ".join(f"{rate:.1e}: {gap:.4g}" for rate, gap in made.rates.items())
+    chosen = f" chosen on held-back inputs ({tried})" if tried else ""
+    return (
+        f"{what} for {made.steps} steps of {batch} at learning rate {made.learning_rate:.1e}{chosen}; divergence from the parents' "
+        f"mean prediction on held-back inputs {made.before:.4g} before, {made.after:.4g} at step {made.best}, which is kept"
+    )
+
+
+STAGES: dict[str, Callable[[Staged, Weights], Weights | None]] = {"distilled": distilled, "refined": refined}

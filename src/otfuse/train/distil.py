@@ -55,6 +55,7 @@ class Course:
     seed: int = 0
     device: str | None = None
     save_every: int = 100
+    rates: tuple[float, ...] = RATES
 
     def options(self, steps: int, learning_rate: float) -> FinetuneOptions:
         """AdamW without weight decay, gradients clipped at norm 1, a tenth of the steps to warm up, then a cosine."""
@@ -93,20 +94,21 @@ def distil(
     progress: Progress | None = None,
     run: Mapping[str, Any] | None = None,
     on_step: OnStep | None = None,
+    own: bool = False,
 ) -> Distilled:
-    """Trains a copy of ``model`` that begins with ``weights`` on the examples ``learned``, judged on those ``held`` back.
+    """Trains a copy of ``model`` (itself, if it is the trainer's ``own``) that begins with ``weights`` on the examples ``learned``, judged on those ``held`` back.
 
     Modules are as in evaluation: no dropout, no new statistics of batches. Under ``accelerate launch`` the processes share
     every batch, and the steps are those of one process up to rounding. With ``progress`` a killed run goes on, to the same
     weights, if ``run`` (all that decides its result) is the same. Raises TrainError if the loss is not finite.
     """
     began = time.perf_counter()
-    accelerator = start(course.options(1, RATES[0]))
+    accelerator = start(course.options(1, course.rates[0]))
     kept = progress if accelerator.is_main_process else None
     worker = Worker(
-        _begun(model, weights, caches),
+        _begun(model if own else copied(model, caches), weights),
         lesson,
-        course.options(1, RATES[0]),
+        course.options(1, course.rates[0]),
         accelerator,
         own=True,
         training=False,
@@ -153,8 +155,10 @@ class _Training:
             steps = self.affordable(began)
         given, tried = self.course.learning_rate, dict[float, float]()
         if given is None and steps:
-            given, tried = searched(lambda rate: self.trial(rate, _trial_steps(steps)), RATES, 10**0.5, _LIMITS)
-        rates = {"rates": list(tried), "figures": list(tried.values()), "rate": given or RATES[0]}
+            given, tried = searched(
+                lambda rate: self.trial(rate, _trial_steps(steps)), self.course.rates, 10**0.5, _LIMITS
+            )
+        rates = {"rates": list(tried), "figures": list(tried.values()), "rate": given or self.course.rates[0]}
         return {"step": 0, "steps": steps, "before": before, "best_step": 0, "best_figure": before, "best": {}, **rates}
 
     def trained(
@@ -225,15 +229,15 @@ class _Training:
 
     def affordable(self, began: float) -> int:
         """Steps that the seconds leave time for, by the time of a first one and of a first look, trials and looks included."""
-        self.update(0, RATES[0])  # the first is slower
+        self.update(0, self.course.rates[0])  # the first is slower
         times = [time.perf_counter()]
-        self.update(1, RATES[0])
+        self.update(1, self.course.rates[0])
         times.append(time.perf_counter())
         self.judged()
         times.append(time.perf_counter())
         self.worker.begin_anew(self.weights)
         step, look = times[1] - times[0], times[2] - times[1]
-        trials = 0 if self.course.learning_rate is not None else len(RATES) + 1
+        trials = 0 if self.course.learning_rate is not None else len(self.course.rates) + 1
         left = self.course.seconds - (times[2] - began) - look * trials
         found = max(0, int(left / (step + look / 3)))  # a run of few steps looks at every one
         while found and _cost(found, trials, step, look) > left:
@@ -253,9 +257,8 @@ class _Training:
         return {n: tensors[n].detach().to("cpu", own.dtype, copy=True) for n, own in self.weights.items()}
 
 
-def _begun(model: nn.Module, weights: Mapping[str, Tensor], caches: Iterable[Slot]) -> nn.Module:
-    """A copy of the model with these weights. What its class keeps fixed stays fixed, unless that is all."""
-    made = copied(model, caches)
+def _begun(made: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The model with these weights. What its class keeps fixed stays fixed, unless that is all."""
     if not any(p.requires_grad for p in made.parameters()):
         made.requires_grad_(requires_grad=True)
     fill(made, weights)

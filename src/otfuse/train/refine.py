@@ -1,0 +1,100 @@
+"""Refining: gradient steps on the maps alone. No weight is trained.
+
+The fused model is the mean of the anchor and of the sources, each carried by elements of its exact groups; these elements are
+learned, all sources together, so that the mean predicts what the parents predict together on unlabelled inputs. As long as
+no map is soft, every carried source computes what it computed before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from otfuse.errors import UsageError
+from otfuse.train.distil import distil
+from otfuse.train.elements import Elements
+from otfuse.train.worker import fill
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from otfuse.core.symmetry import Symmetry
+    from otfuse.train.distil import Course, Distilled
+    from otfuse.train.lesson import Lesson
+
+RATES = (10**-2, 10**-1.7)  # what weights take is far too little for maps
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Carried:
+    """What is averaged: the canonical tensors of the anchor and of each source in its basis, and the groups that are left."""
+
+    models: tuple[Mapping[str, Tensor], ...]
+    symmetries: tuple[Symmetry, ...]
+    mix: tuple[float, ...]
+
+
+class Averaged(nn.Module):
+    """A module of the anchor's class whose weights are the mean, as a function of the elements that are learned."""
+
+    def __init__(self, model: nn.Module, carried: Carried, *, soft: bool) -> None:
+        super().__init__()
+        self._held = (model, carried)  # not its own: neither trained nor copied
+        self.sources = nn.ModuleList(Elements(carried.symmetries, soft=soft) for _ in carried.models[1:])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The mean of all models by first stored name, differentiable."""
+        _, carried = self._held
+        found = {name: carried.mix[0] * tensor for name, tensor in carried.models[0].items()}
+        for own, model, share in zip(self.sources, carried.models[1:], carried.mix[1:], strict=True):
+            assert isinstance(own, Elements)  # made above
+            moved = _moved(model, own.elements())
+            found = {name: found[name] + share * moved[name] for name in found}
+        return found
+
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        """What the model of these weights gives."""
+        return functional_call(self._held[0], self.weights(), args, inputs)
+
+
+def refine(
+    model: nn.Module,
+    carried: Carried,
+    lesson: Lesson,
+    learned: NDArray[Any],
+    held: NDArray[Any],
+    course: Course,
+    *,
+    soft: bool = False,
+    **running: Any,
+) -> tuple[dict[str, Tensor], Distilled]:
+    """The refined mean by first stored name, and how it came about; ``running`` as :func:`otfuse.train.distil.distil`.
+
+    UsageError if no space of the model has a group to move in.
+    """
+    averaged = Averaged(model, carried, soft=soft)
+    if not any(isinstance(own, Elements) and own.learns for own in averaged.sources):
+        raise UsageError(
+            "refined: no space of this model has a group beyond permutations, so no map can be refined; use refined.soft: units, "
+            "or recipe distilled"
+        )
+    start = {name: p.detach().clone() for name, p in averaged.named_parameters()}
+    made = distil(averaged, start, lesson, learned, held, course, own=True, **running)
+    fill(averaged, made.weights)
+    with torch.no_grad():
+        return averaged.weights(), made
+
+
+def _moved(model: Mapping[str, Tensor], elements: Sequence[Any]) -> dict[str, Tensor]:
+    found = dict(model)
+    for element in elements:
+        for name in {slot.tensor for slot in element.symmetry.slots} & found.keys():
+            found[name] = element(name, found[name])
+    return found
