@@ -40,7 +40,8 @@ class Element:
             return self.maps
         copies, size = self.symmetry.copies, self.symmetry.n
         unit = torch.eye(size, dtype=torch.float64).expand(copies, size, size)
-        return self._on(unit if self.order is None else unit[0][self.order], inverse=False, order_only=False)
+        made: torch.Tensor = unit if self.order is None else unit[0][self.order]
+        return self._on(made, inverse=False, order_only=False)
 
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor of that name moved at every slot of the symmetry; the one given stays as it is."""
@@ -155,16 +156,13 @@ def element(symmetry: Symmetry, seed: int) -> Element:
     return Element(symmetry, maps=maps * sizes @ other, back=maps / sizes @ other)
 
 
-def cheap(symmetry: Symmetry, seed: int, *, moving: bool = True) -> Element:
-    """A member that costs no more than it holds: units change places, are multiplied, and reflected, as far as the group goes.
-
-    They keep their places unless ``moving``.
-    """
+def cheap(symmetry: Symmetry, seed: int) -> Element:
+    """A member that costs no more than it holds: units change places, are multiplied, and reflected, as far as the group goes."""
     if symmetry.kind is Kind.TURN:
         return element(symmetry, seed)
     kind, chance = symmetry.kind, _chance(symmetry, seed)
     copies, size = symmetry.copies, symmetry.n
-    order, factors = _order(copies, size, chance) if moving else None, None
+    order, factors = _order(copies, size, chance), None
     if kind in (Kind.INVERTIBLE, Kind.ORTHOGONAL):
         kind = Kind.SCALING if kind is Kind.INVERTIBLE else Kind.SIGNS
     if kind is not Kind.ORTHOGONAL_ONES:
@@ -179,7 +177,8 @@ def reflection(symmetry: Symmetry, seed: int) -> torch.Tensor:
     normal = torch.randn(copies, size, generator=_chance(symmetry, seed), dtype=torch.float64)
     if size > 2 or symmetry.kind is Kind.ORTHOGONAL_ONES:
         normal = normal - normal.mean(1, keepdim=True)
-    return normal / normal.norm(dim=1, keepdim=True)
+    lengths: torch.Tensor = normal.norm(dim=1, keepdim=True)
+    return normal / lengths
 
 
 def _chance(symmetry: Symmetry, seed: int) -> torch.Generator:

@@ -99,15 +99,19 @@ class _Search:
         folds = self._folds()
         drawn = self._benches[0]
         bench = replace(drawn, weights=CanonicalWeights(drawn.weights, folds, self._graph.ties))
-        kinds = largest(bench, self._graph, plain, self._seed)
-        for symmetry, kind in zip(plain, kinds, strict=True):
-            if kind is None:
-                self.notes.append(
-                    f"{symmetry.space.name}: its pairs turn, but no complex numbers do; it stays as it is"
-                )
-        found = [symmetry for symmetry in kinds if symmetry is not None]
-        if not self._joint(found, folds):
+        found = list[Symmetry]()
+        for each in (False, True):
+            kinds = largest(bench, self._graph, plain, self._seed, each=each)
+            found = [symmetry for symmetry in kinds if symmetry is not None]
+            if self._joint(found, folds):
+                break
+        else:
             found = self._narrowed(found, folds)
+        turned = {symmetry.space.id for symmetry in found}
+        for symmetry in plain:
+            if symmetry.space.id not in turned:
+                name = symmetry.space.name
+                self.notes.append(f"{name}: its pairs turn, but no complex numbers do; it stays as it is")
         return Symmetries(found, folds, tuple(self.notes))
 
     # -- folds -------------------------------------------------------------------------------------------------------
