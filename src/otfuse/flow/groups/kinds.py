@@ -102,7 +102,10 @@ def _answers(
         if gap < EXACT:
             held[trial.at].append(trial.asked)
     joined = {at: _joined(found[at], held[at]) for at in asked}
-    return {at: _Answer(s and s.kind, tuple(x.order_only for x in s.slots) if s else ()) for at, s in joined.items()}
+    return {
+        at: _Answer(s.kind, tuple(x.order_only for x in s.slots)) if s else _Answer(None, ())
+        for at, s in joined.items()
+    }
 
 
 def _trials(graph: FlowGraph, at: int, symmetry: Symmetry, seed: int) -> list[_Trial]:
