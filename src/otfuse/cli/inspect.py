@@ -54,7 +54,10 @@ def command(
 
 
 def as_object(graph: FlowGraph, verification: Any) -> dict[str, Any]:
-    """The form of ``inspect --json``: ``{"parameters", "spaces", "verify"}``."""
+    """The form of ``inspect --json``: ``{"parameters", "spaces", "verify"}``.
+
+    A space's ``group`` is what its stored tensors tolerate as they are, ``exact`` the largest group of the canonical form.
+    """
     spaces = [
         {
             "id": s.id,
@@ -63,6 +66,7 @@ def as_object(graph: FlowGraph, verification: Any) -> dict[str, Any]:
             "size": s.size,
             "copies": s.copies,
             "group": str(s.group),
+            "exact": s.exact,
             "pinned": s.pinned,
             "members": [{"tensor": m.tensor, "axis": m.axis, "role": str(m.role)} for m in s.members],
         }

@@ -38,26 +38,38 @@ class Element:
         """``M[copies, n, n]``."""
         if self.maps is not None:
             return self.maps
-        size = self.symmetry.n
-        unit = torch.eye(size, dtype=torch.float64).expand(self.symmetry.copies, size, size)
-        return self.on(unit, inverse=False, order_only=False)
+        copies, size = self.symmetry.copies, self.symmetry.n
+        unit = torch.eye(size, dtype=torch.float64).expand(copies, size, size)
+        made: torch.Tensor = unit if self.order is None else unit[0][self.order]
+        return self._on(made, inverse=False, order_only=False)
 
-    def on(self, block: torch.Tensor, *, inverse: bool, order_only: bool) -> torch.Tensor:
-        """``block[copies, n, rest]``, moved by ``M`` (or its inverse transpose, or its permutation alone)."""
-        if order_only and self.symmetry.kind.mixes:
-            return block
+    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor of that name moved at every slot of the symmetry; the one given stays as it is."""
+        for slot, places in _together(s for s in self.symmetry.slots if s.tensor == name):
+            if slot.order_only and self.symmetry.kind.mixes:
+                continue
+            sources = places if self.order is None else torch.take_along_dim(places, self.order[:, :, None], 1)
+            tensor = self._few(tensor, slot, places) if self._sparse else self._moved(tensor, slot, places, sources)
+        return tensor
+
+    @property
+    def _sparse(self) -> bool:
+        """Whether some units are multiplied, and nothing else happens."""
+        others = self.order is not None or self.normal is not None or self.maps is not None
+        return not others and self.factors is not None and bool((self.factors == 1).any())
+
+    def _on(self, block: torch.Tensor, *, inverse: bool, order_only: bool) -> torch.Tensor:
+        """``block[copies, n, rest]``, its units in their new places, moved by the rest of ``M`` (or its inverse transpose)."""
         if self.maps is not None:
             return torch.bmm(self._matrices(inverse=inverse, order_only=order_only).to(block), block)
-        if self.order is not None:
-            block = block.gather(1, self.order.to(block.device)[:, :, None].expand_as(block))
         if order_only:
             return block
         if self.factors is not None:
             factors = self.factors.to(block)[:, :, None]
             block = block / factors if inverse else block * factors
         if self.normal is not None:
-            normal = self.normal.to(block)[:, :, None]
-            block = block - 2 * normal * (normal * block).sum(1, keepdim=True)
+            normal = self.normal.to(block)
+            block = torch.baddbmm(block, normal[:, :, None], normal[:, None, :] @ block, alpha=-2)
         return block
 
     def _matrices(self, *, inverse: bool, order_only: bool) -> torch.Tensor:
@@ -68,28 +80,47 @@ class Element:
             return self.maps
         return torch.linalg.inv(self.maps).mT if self.back is None else self.back
 
-    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor of that name moved at every slot of the symmetry; the one given stays as it is."""
-        for slot, width in _together(s for s in self.symmetry.slots if s.tensor == name):
-            if slot.order_only and self.symmetry.kind.mixes:
-                continue
-            tensor = self._moved(tensor, slot, width)
-        return tensor
+    def _few(self, tensor: torch.Tensor, slot: Slot, places: torch.Tensor) -> torch.Tensor:
+        """The units that are multiplied; no others are touched."""
+        assert self.factors is not None  # sparse
+        if slot.order_only:
+            return tensor
+        copy, unit = (self.factors != 1).nonzero().unbind(1)
+        index = places[copy, unit].reshape(-1).to(tensor.device)
+        factors = (1 / self.factors if slot.inverse else self.factors)[copy, unit].to(tensor)
+        factors = factors.repeat_interleave(places.shape[2]).reshape(-1, *[1] * (tensor.ndim - 1))
+        if slot.batch_axis is None:
+            front = tensor.movedim(slot.axis, 0)
+            return front.index_put((index,), front[index] * factors).movedim(0, slot.axis)
+        front, copy = _batched(tensor, slot), copy.repeat_interleave(places.shape[2]).to(tensor.device)
+        return _unbatched(front.index_put((copy, index), front[copy, index] * factors.squeeze(-1)), slot)
 
-    def _moved(self, tensor: torch.Tensor, slot: Slot, places: np.ndarray) -> torch.Tensor:
+    def _moved(self, tensor: torch.Tensor, slot: Slot, places: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+        """All units, each copy as one block."""
         copies, size = places.shape[:2]
         how = {"inverse": slot.inverse, "order_only": slot.order_only}
+        target, source = (x.reshape(copies, -1).to(tensor.device) for x in (places, sources))
         if slot.batch_axis is None:
-            index = torch.from_numpy(places.reshape(-1)).to(tensor.device)
-            block = tensor.index_select(slot.axis, index).movedim(slot.axis, 0)
-            new = self.on(block.reshape(copies, size, -1), **how).reshape(block.shape).movedim(0, slot.axis)
+            block = tensor.index_select(slot.axis, source.reshape(-1)).movedim(slot.axis, 0)
+            new = self._on(block.reshape(copies, size, -1), **how).reshape(block.shape).movedim(0, slot.axis)
+            index = target.reshape(-1)
+            if len(index) == tensor.shape[slot.axis] and bool((index.diff() == 1).all()):
+                return new
             return tensor.index_copy(slot.axis, index, new)
-        front = tensor.movedim((slot.batch_axis, slot.axis), (0, 1))
-        index = torch.from_numpy(places.reshape(copies, -1)).to(tensor.device)
-        copy = torch.arange(copies, device=tensor.device)[:, None]
-        block = front[copy, index]
-        new = self.on(block.reshape(copies, size, -1), **how).reshape(block.shape)
-        return front.index_put((copy, index), new).movedim((0, 1), (slot.batch_axis, slot.axis))
+        front, copy = _batched(tensor, slot), torch.arange(copies, device=tensor.device)[:, None]
+        block = front[copy, source]
+        new = self._on(block.reshape(copies, size, -1), **how).reshape(block.shape)
+        return _unbatched(front.index_put((copy, target), new), slot)
+
+
+def _batched(tensor: torch.Tensor, slot: Slot) -> torch.Tensor:
+    assert slot.batch_axis is not None  # the caller knows
+    return tensor.movedim((slot.batch_axis, slot.axis), (0, 1))
+
+
+def _unbatched(front: torch.Tensor, slot: Slot) -> torch.Tensor:
+    assert slot.batch_axis is not None  # the caller knows
+    return front.movedim((0, 1), (slot.batch_axis, slot.axis))
 
 
 _NOTHING = 1e-12  # entries of a monomial map that are none
@@ -130,22 +161,15 @@ def element(symmetry: Symmetry, seed: int) -> Element:
     return Element(symmetry, maps=maps * sizes @ other, back=maps / sizes @ other)
 
 
-def cheap(symmetry: Symmetry, seed: int, *, moving: bool = True) -> Element:
-    """A member that costs no more than it holds: units change places, are multiplied, and reflected, as far as the group goes.
-
-    They keep their places unless ``moving``.
-    """
+def cheap(symmetry: Symmetry, seed: int) -> Element:
+    """A member that costs no more than it holds: units keep their places, are multiplied and reflected, as far as the group goes."""
     if symmetry.kind is Kind.TURN:
         return element(symmetry, seed)
-    kind, chance = symmetry.kind, _chance(symmetry, seed)
-    copies, size = symmetry.copies, symmetry.n
-    order, factors = _order(copies, size, chance) if moving else None, None
-    if kind in (Kind.INVERTIBLE, Kind.ORTHOGONAL):
-        kind = Kind.SCALING if kind is Kind.INVERTIBLE else Kind.SIGNS
-    if kind is not Kind.ORTHOGONAL_ONES:
-        factors = _factors(kind, copies, size, chance)
-    normal = reflection(symmetry, seed) if symmetry.kind.mixes and size > 1 else None
-    return Element(symmetry, order, factors, normal)
+    as_factors = {Kind.INVERTIBLE: Kind.SCALING, Kind.ORTHOGONAL: Kind.SIGNS, Kind.ORTHOGONAL_ONES: Kind.PERMUTATION}
+    kind = as_factors.get(symmetry.kind, symmetry.kind)
+    factors = _factors(kind, symmetry.copies, symmetry.n, _chance(symmetry, seed))
+    normal = reflection(symmetry, seed) if symmetry.kind.mixes and symmetry.n > 1 else None
+    return Element(symmetry, factors=factors, normal=normal)
 
 
 def reflection(symmetry: Symmetry, seed: int) -> torch.Tensor:
@@ -154,7 +178,8 @@ def reflection(symmetry: Symmetry, seed: int) -> torch.Tensor:
     normal = torch.randn(copies, size, generator=_chance(symmetry, seed), dtype=torch.float64)
     if size > 2 or symmetry.kind is Kind.ORTHOGONAL_ONES:
         normal = normal - normal.mean(1, keepdim=True)
-    return normal / normal.norm(dim=1, keepdim=True)
+    lengths: torch.Tensor = normal.norm(dim=1, keepdim=True)
+    return normal / lengths
 
 
 def _chance(symmetry: Symmetry, seed: int) -> torch.Generator:
@@ -184,7 +209,9 @@ def _orthogonal(copies: int, size: int, chance: torch.Generator) -> torch.Tensor
     """Uniform (Haar): the signs of the triangle's diagonal belong to the orthogonal factor (Mezzadri 2007)."""
     drawn = torch.randn(copies, size, size, generator=chance, dtype=torch.float64)
     found, triangle = torch.linalg.qr(drawn)
-    return found * triangle.diagonal(dim1=1, dim2=2).sign()[:, None, :]
+    signs = triangle.diagonal(dim1=1, dim2=2).sign()[:, None, :]
+    made: torch.Tensor = found * signs
+    return made
 
 
 def _fixing_ones(inner: torch.Tensor) -> torch.Tensor:
@@ -207,10 +234,10 @@ def _turns(copies: int, chance: torch.Generator) -> torch.Tensor:
     return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
 
 
-def _together(slots: Iterable[Slot]) -> Iterator[tuple[Slot, np.ndarray]]:
+def _together(slots: Iterable[Slot]) -> Iterator[tuple[Slot, torch.Tensor]]:
     """Slots of one axis that act alike as one, their positions ``[copies, n, width]``."""
     groups: dict[tuple[object, ...], list[Slot]] = {}
     for slot in slots:
         groups.setdefault((slot.axis, slot.batch_axis, slot.inverse, slot.order_only), []).append(slot)
     for alike in groups.values():
-        yield alike[0], np.stack([slot.positions for slot in alike], 2)
+        yield alike[0], torch.from_numpy(np.stack([slot.positions for slot in alike], 2))

@@ -52,15 +52,14 @@ class Stored:
                 self._names[node] = frozenset({name} if name else ()) if fixed else None
             elif node in live:
                 self._names[node] = self._of(node)
-        self._live = live
 
     def _of(self, node: fx.Node) -> frozenset[str] | None:
         names = [self._names[read] for read in node.all_input_nodes if read in self._names]
         return None if any(n is None for n in names) else frozenset().union(*(n for n in names if n is not None))
 
     def moving(self, node: fx.Node) -> bool:
-        """Whether inputs have a part in a value."""
-        return self._names.get(node) is None
+        """Whether inputs have a part in a value that an output depends on."""
+        return node in self._names and self._names[node] is None
 
     def beside(self, node: fx.Node) -> frozenset[str]:
         """The stored tensors that an operator reads beside values that inputs have a part in."""
@@ -69,7 +68,7 @@ class Stored:
     def uses(self, name: str) -> list[fx.Node]:
         """The operators where a stored tensor, however prepared, meets values that inputs have a part in."""
         made = [node for node, names in self._names.items() if names and name in names]
-        users = [user for node in made for user in node.users if user in self._live and self.moving(user)]
+        users = [user for node in made for user in node.users if self.moving(user)]
         return list(dict.fromkeys(users))
 
 
@@ -179,4 +178,4 @@ def _matched(member: Member, vector: Member) -> tuple[NDArray[np.int64], NDArray
     own, its = member.positions, vector.positions
     if own.shape[:2] != its.shape[:2] or its.shape[2] not in (1, own.shape[2]):
         return None
-    return own.reshape(-1), np.broadcast_to(its, own.shape).reshape(-1)
+    return own.reshape(-1), np.broadcast_to(its, own.shape).flatten()
