@@ -127,7 +127,7 @@ class Aligner:
     def _by_activations(self, k: int, start: State) -> Found:
         """By what the nodes compute; spaces that no node shows by their weights, when the others are known."""
         assert self._data is not None  # the recipe was checked
-        pair = [replace(self._sides[i], weights=self._models[i]) for i in (0, k)]
+        pair = [replace(self._sides[i], weights=self._models[i].whole()) for i in (0, k)]
         problem = observed(pair[0], pair[1], self.spaces, self._data, self._tell)
         squares = float(len(problem.names)), float(len(problem.names))
         descent = Descent(problem, squares, frozenset(self._fixed))

@@ -71,6 +71,12 @@ class Balanced(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._weights)
 
+    def whole(self) -> Mapping[str, torch.Tensor]:
+        """The same in memory where it is small, for a program that reads them again with every batch."""
+        if sum(prod(self._shapes[name]) for name in self.names) > _HELD:
+            return self
+        return {name: self[name] for name in self}
+
     def square(self) -> float:
         """The squared length of all tensors together."""
         return sum(float(part.square().sum()) for name in self.names for part in self.parts(name))
