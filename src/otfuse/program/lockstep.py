@@ -39,7 +39,7 @@ class Variant:
     ``trial`` numbers what the variant is tried for: while one of a trial differs where nothing that it moved is read any
     more, no other of that trial is begun. ``witness``, another variant of the same tensors, is followed as long as this one.
     ``patience``: it is given up, its gap infinite, when so many steps that read other stored tensors have taken its difference on
-    where nothing that it moved is read any more (None: never).
+    where nothing that it moved is read any more (None: never). Until then it is not compared, if ``late``.
     By the number of the input: ``gaps``, the relative change at the outputs, zero where everything came to nothing before;
     ``told``, the largest relative change of what the witness left there.
     """
@@ -49,6 +49,7 @@ class Variant:
     trial: int = 0
     witness: Variant | None = None
     patience: int | None = None
+    late: bool = False
     gaps: dict[int, float] = field(default_factory=dict)
     told: dict[int, float] = field(default_factory=dict)
     values: dict[int, dict[fx.Node, Any]] = field(default_factory=dict)  # by the number of the input: what differs
@@ -57,7 +58,9 @@ class Variant:
 
     def anew(self) -> Variant:
         """The same, as it was before it was followed."""
-        return Variant(self.names, self.move, self.trial, self.witness and self.witness.anew(), self.patience)
+        return Variant(
+            self.names, self.move, self.trial, self.witness and self.witness.anew(), self.patience, self.late
+        )
 
 
 class Lockstep(Runner):
@@ -86,7 +89,8 @@ class Lockstep(Runner):
                     one.values = {i: {} for i in envs}
                 active.append(new)
             self._load(node.all_input_nodes, shared, weights)
-            self._advance(node, envs, shared, active)
+            early = {one for one in active if one.late and at < spans[one][1]}
+            self._advance(node, envs, shared, active, early)
             for one in active:
                 self._give_up(node, one, ended=at > spans[one][1])
             refused |= set(range(len(inputs))) - envs.keys()
@@ -124,6 +128,7 @@ class Lockstep(Runner):
         envs: dict[int, dict[fx.Node, Any]],
         shared: Mapping[fx.Node, Any],
         active: Sequence[Variant],
+        early: set[Variant],
     ) -> None:
         """One step of everything. An input at which the program itself fails is dropped, unless it is the first."""
         for i, env in list(envs.items()):
@@ -144,7 +149,7 @@ class Lockstep(Runner):
                     continue
                 found = ChainMap(own_values, one.weights, env, shared)  # type: ignore[arg-type]
                 value = self._step(node, self._apart(node, found))
-                if not same(value, env[node]):
+                if one in early or not same(value, env[node]):
                     own_values[node] = value
 
     def _give_up(self, node: fx.Node, one: Variant, *, ended: bool) -> None:

@@ -38,18 +38,24 @@ class Element:
         """``M[copies, n, n]``."""
         if self.maps is not None:
             return self.maps
-        size = self.symmetry.n
-        unit = torch.eye(size, dtype=torch.float64).expand(self.symmetry.copies, size, size)
-        return self.on(unit, inverse=False, order_only=False)
+        copies, size = self.symmetry.copies, self.symmetry.n
+        unit = torch.eye(size, dtype=torch.float64).expand(copies, size, size)
+        return self._on(unit if self.order is None else unit[0][self.order], inverse=False, order_only=False)
 
-    def on(self, block: torch.Tensor, *, inverse: bool, order_only: bool) -> torch.Tensor:
-        """``block[copies, n, rest]``, moved by ``M`` (or its inverse transpose, or its permutation alone)."""
-        if order_only and self.symmetry.kind.mixes:
-            return block
+    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor of that name moved at every slot of the symmetry; the one given stays as it is."""
+        for slot, places in _together(s for s in self.symmetry.slots if s.tensor == name):
+            if slot.order_only and self.symmetry.kind.mixes:
+                continue
+            sources = places if self.order is None else torch.take_along_dim(places, self.order[:, :, None], 1)
+            move = self._in_place if self.maps is None and self.normal is None else self._moved
+            tensor = move(tensor, slot, places, sources)
+        return tensor
+
+    def _on(self, block: torch.Tensor, *, inverse: bool, order_only: bool) -> torch.Tensor:
+        """``block[copies, n, rest]``, its units in their new places, moved by the rest of ``M`` (or its inverse transpose)."""
         if self.maps is not None:
             return torch.bmm(self._matrices(inverse=inverse, order_only=order_only).to(block), block)
-        if self.order is not None:
-            block = block.gather(1, self.order.to(block.device)[:, :, None].expand_as(block))
         if order_only:
             return block
         if self.factors is not None:
@@ -68,28 +74,47 @@ class Element:
             return self.maps
         return torch.linalg.inv(self.maps).mT if self.back is None else self.back
 
-    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor of that name moved at every slot of the symmetry; the one given stays as it is."""
-        for slot, width in _together(s for s in self.symmetry.slots if s.tensor == name):
-            if slot.order_only and self.symmetry.kind.mixes:
-                continue
-            tensor = self._moved(tensor, slot, width)
-        return tensor
+    def _in_place(self, tensor: torch.Tensor, slot: Slot, places: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+        """Units that change places or are multiplied; no others are touched."""
+        moves, factors = places != sources, None
+        if self.factors is not None and not slot.order_only:
+            factors = (1 / self.factors if slot.inverse else self.factors)[:, :, None].expand(places.shape)
+            moves = moves | (factors != 1)
+        copy, (target, source) = moves.nonzero()[:, 0], (x[moves].to(tensor.device) for x in (places, sources))
+        front = tensor.movedim(slot.axis, 0) if slot.batch_axis is None else _batched(tensor, slot)
+        found = (source,) if slot.batch_axis is None else (copy, source)
+        new = front[found]
+        if factors is not None:
+            new = new * factors[moves].to(new).reshape(-1, *[1] * (new.ndim - 1))
+        front = front.index_put((target,) if slot.batch_axis is None else (copy, target), new)
+        return front.movedim(0, slot.axis) if slot.batch_axis is None else _unbatched(front, slot)
 
-    def _moved(self, tensor: torch.Tensor, slot: Slot, places: np.ndarray) -> torch.Tensor:
+    def _moved(self, tensor: torch.Tensor, slot: Slot, places: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+        """All units, each copy as one block."""
         copies, size = places.shape[:2]
         how = {"inverse": slot.inverse, "order_only": slot.order_only}
+        target, source = (x.reshape(copies, -1).to(tensor.device) for x in (places, sources))
         if slot.batch_axis is None:
-            index = torch.from_numpy(places.reshape(-1)).to(tensor.device)
-            block = tensor.index_select(slot.axis, index).movedim(slot.axis, 0)
-            new = self.on(block.reshape(copies, size, -1), **how).reshape(block.shape).movedim(0, slot.axis)
+            block = tensor.index_select(slot.axis, source.reshape(-1)).movedim(slot.axis, 0)
+            new = self._on(block.reshape(copies, size, -1), **how).reshape(block.shape).movedim(0, slot.axis)
+            index = target.reshape(-1)
+            if len(index) == tensor.shape[slot.axis] and bool((index.diff() == 1).all()):
+                return new
             return tensor.index_copy(slot.axis, index, new)
-        front = tensor.movedim((slot.batch_axis, slot.axis), (0, 1))
-        index = torch.from_numpy(places.reshape(copies, -1)).to(tensor.device)
-        copy = torch.arange(copies, device=tensor.device)[:, None]
-        block = front[copy, index]
-        new = self.on(block.reshape(copies, size, -1), **how).reshape(block.shape)
-        return front.index_put((copy, index), new).movedim((0, 1), (slot.batch_axis, slot.axis))
+        front, copy = _batched(tensor, slot), torch.arange(copies, device=tensor.device)[:, None]
+        block = front[copy, source]
+        new = self._on(block.reshape(copies, size, -1), **how).reshape(block.shape)
+        return _unbatched(front.index_put((copy, target), new), slot)
+
+
+def _batched(tensor: torch.Tensor, slot: Slot) -> torch.Tensor:
+    assert slot.batch_axis is not None  # the caller knows
+    return tensor.movedim((slot.batch_axis, slot.axis), (0, 1))
+
+
+def _unbatched(front: torch.Tensor, slot: Slot) -> torch.Tensor:
+    assert slot.batch_axis is not None  # the caller knows
+    return front.movedim((0, 1), (slot.batch_axis, slot.axis))
 
 
 _NOTHING = 1e-12  # entries of a monomial map that are none
@@ -207,10 +232,10 @@ def _turns(copies: int, chance: torch.Generator) -> torch.Tensor:
     return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
 
 
-def _together(slots: Iterable[Slot]) -> Iterator[tuple[Slot, np.ndarray]]:
+def _together(slots: Iterable[Slot]) -> Iterator[tuple[Slot, torch.Tensor]]:
     """Slots of one axis that act alike as one, their positions ``[copies, n, width]``."""
     groups: dict[tuple[object, ...], list[Slot]] = {}
     for slot in slots:
         groups.setdefault((slot.axis, slot.batch_axis, slot.inverse, slot.order_only), []).append(slot)
     for alike in groups.values():
-        yield alike[0], np.stack([slot.positions for slot in alike], 2)
+        yield alike[0], torch.from_numpy(np.stack([slot.positions for slot in alike], 2))

@@ -14,7 +14,7 @@ from otfuse.flow.groups.element import Element, cheap
 from otfuse.flow.groups.folds import candidates
 from otfuse.flow.groups.kinds import largest
 from otfuse.flow.groups.slots import key_places, slots
-from otfuse.flow.groups.tried import EXACT, Bench, moved
+from otfuse.flow.groups.tried import EXACT, PATIENCE, Bench, moved
 from otfuse.flow.proof.drawn import redrawn
 from otfuse.program.lockstep import Variant
 
@@ -102,7 +102,9 @@ class _Search:
         kinds = largest(bench, self._graph, plain, self._seed)
         for symmetry, kind in zip(plain, kinds, strict=True):
             if kind is None:
-                self.notes.append(f"{symmetry.space.name}: its pairs turn, but no complex numbers do; it stays as it is")
+                self.notes.append(
+                    f"{symmetry.space.name}: its pairs turn, but no complex numbers do; it stays as it is"
+                )
         found = [symmetry for symmetry in kinds if symmetry is not None]
         if not self._joint(found, folds):
             found = self._narrowed(found, folds)
@@ -110,13 +112,20 @@ class _Search:
 
     # -- folds -------------------------------------------------------------------------------------------------------
     def _folds(self) -> tuple[Fold, ...]:
-        """Of the candidates of every gain, the first that holds; each changes so little that all are tried together."""
-        asked = candidates(self._program, self._graph)
-        flat = [fold for alternatives in asked for fold in alternatives]
-        gaps = [bench.gaps([_folded(fold, bench, i) for i, fold in enumerate(flat)]) for bench in self._benches]
-        exact = {fold for fold, *found in zip(flat, *gaps, strict=True) if all(gap < EXACT for gap in found)}
-        kept = [next((fold for fold in alternatives if fold in exact), None) for alternatives in asked]
-        return tuple(fold for fold in kept if fold is not None)
+        """Of the candidates of every gain, the first that holds; each changes so little that all are tried together.
+
+        What divides by a gain is tried on the real ones too: they may be zero.
+        """
+        asked, kept = candidates(self._program, self._graph), dict[str, Fold]()
+        for turn in range(max(map(len, asked), default=0)):
+            found = [folds[turn] for folds in asked if turn < len(folds) and folds[turn].gain not in kept]
+            for number, bench in enumerate(self._benches):
+                tried = [fold for fold in found if number == 0 or fold.divides]
+                gaps = bench.gaps([_folded(fold, bench, i) for i, fold in enumerate(tried)])
+                failed = {fold for fold, gap in zip(tried, gaps, strict=True) if not gap < EXACT}
+                found = [fold for fold in found if fold not in failed]
+            kept |= {fold.gain: fold for fold in found}
+        return tuple(kept.values())
 
     # -- the gate ----------------------------------------------------------------------------------------------------
     def _joint(self, found: Sequence[Symmetry], folds: Sequence[Fold]) -> bool:
@@ -141,7 +150,9 @@ class _Search:
         if symmetry.kind in (Kind.PERMUTATION, Kind.TURN):
             return symmetry
         name = symmetry.space.name
-        self.notes.append(f"{name}: its group ({symmetry.kind}) is not exact beside the others; only permutations are kept")
+        self.notes.append(
+            f"{name}: its group ({symmetry.kind}) is not exact beside the others; only permutations are kept"
+        )
         keys = key_places(self._graph)
         return replace(symmetry, kind=Kind.PERMUTATION, slots=slots(symmetry.space, keys))
 
@@ -150,7 +161,7 @@ def _folded(fold: Fold, bench: Bench, trial: int) -> Variant:
     def move(name: str, tensor: torch.Tensor) -> torch.Tensor:
         return fold.after(name, tensor, lambda other: bench.weights[other].double())
 
-    return Variant(frozenset(fold.changes), move, trial, patience=2)
+    return Variant(frozenset(fold.changes), move, trial, patience=PATIENCE, late=True)
 
 
 def _all(elements: Sequence[Element], folds: Sequence[Fold], bench: Bench, graph: FlowGraph) -> Variant:
@@ -161,4 +172,4 @@ def _all(elements: Sequence[Element], folds: Sequence[Fold], bench: Bench, graph
         tensor = canonical.exact(name)
         return last.move(name, tensor) if name in last.names else tensor
 
-    return Variant(names, move)
+    return Variant(names, move, late=True)

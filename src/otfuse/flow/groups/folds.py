@@ -52,15 +52,14 @@ class Stored:
                 self._names[node] = frozenset({name} if name else ()) if fixed else None
             elif node in live:
                 self._names[node] = self._of(node)
-        self._live = live
 
     def _of(self, node: fx.Node) -> frozenset[str] | None:
         names = [self._names[read] for read in node.all_input_nodes if read in self._names]
         return None if any(n is None for n in names) else frozenset().union(*(n for n in names if n is not None))
 
     def moving(self, node: fx.Node) -> bool:
-        """Whether inputs have a part in a value."""
-        return self._names.get(node) is None
+        """Whether inputs have a part in a value that an output depends on."""
+        return node in self._names and self._names[node] is None
 
     def beside(self, node: fx.Node) -> frozenset[str]:
         """The stored tensors that an operator reads beside values that inputs have a part in."""
@@ -69,7 +68,7 @@ class Stored:
     def uses(self, name: str) -> list[fx.Node]:
         """The operators where a stored tensor, however prepared, meets values that inputs have a part in."""
         made = [node for node, names in self._names.items() if names and name in names]
-        users = [user for node in made for user in node.users if user in self._live and self.moving(user)]
+        users = [user for node in made for user in node.users if self.moving(user)]
         return list(dict.fromkeys(users))
 
 
@@ -137,9 +136,7 @@ def _makers(stored: Stored, members: Members, gain: str) -> frozenset[str] | Non
             return names if all((name, Role.PRODUCES) in members for name in names) else None
 
 
-def _onward(
-    graph: FlowGraph, members: Members, gain: Member, readers: _Readers, offset: float
-) -> Iterator[Fold]:
+def _onward(graph: FlowGraph, members: Members, gain: Member, readers: _Readers, offset: float) -> Iterator[Fold]:
     changes: dict[str, Change] = {gain.tensor: Fill(1.0 - offset)}
     for name in readers.matrices:
         times = _times(members[name, Role.CONSUMES], gain, offset)
@@ -150,7 +147,9 @@ def _onward(
         yield Fold(gain.tensor, changes)
         return
     bias = members[readers.bias, Role.PRODUCES]
-    pushed = {added: _plus(graph, members[name, Role.CONSUMES], added, bias) for name, added in readers.matrices.items()}
+    pushed = {
+        added: _plus(graph, members[name, Role.CONSUMES], added, bias) for name, added in readers.matrices.items()
+    }
     if None not in pushed and all(pushed.values()):
         yield Fold(gain.tensor, changes | {k: v for k, v in pushed.items() if k and v} | {bias.tensor: Fill(0.0)})
     matched = _matched(bias, gain)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from otfuse.program.export import Program
 
 EXACT = 1e-9  # relative change of the outputs (docs/method.md, 4.2)
-_PATIENCE = 2  # layers that a difference may reach behind the last one that reads what was moved
+PATIENCE = 2  # layers that a difference may reach behind the last one that reads what was moved
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,4 +60,4 @@ def moved(elements: Sequence[Element], trial: int, *, whole: bool = False) -> Va
             tensor = element(name, tensor)
         return tensor
 
-    return Variant(frozenset(by_name), move, trial, patience=None if whole else _PATIENCE)
+    return Variant(frozenset(by_name), move, trial, patience=None if whole else PATIENCE, late=True)
