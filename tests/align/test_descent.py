@@ -76,7 +76,7 @@ def test_soft_maps_are_couplings_that_harden():
     own = descent(found, block(0), block(1))
     done = own.run(outward(own, own.identity()))
     state, _ = own.step(own.spaces.all["units"], done.state)
-    soft, hard = (softened(own.problem, state, at)["units"].dense()[0] for at in (0.5, 1e-3))
+    soft, hard = (softened(own.problem, state, at)["units"].dense()[0] for at in (0.5, 1e-4))
     for coupling in (soft, hard):
         assert torch.allclose(coupling.sum(0), torch.ones(10).double(), atol=1e-5)
         assert torch.allclose(coupling.sum(1), torch.ones(10).double(), atol=1e-5)

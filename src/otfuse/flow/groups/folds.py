@@ -178,4 +178,4 @@ def _matched(member: Member, vector: Member) -> tuple[NDArray[np.int64], NDArray
     own, its = member.positions, vector.positions
     if own.shape[:2] != its.shape[:2] or its.shape[2] not in (1, own.shape[2]):
         return None
-    return own.reshape(-1), np.broadcast_to(its, own.shape).reshape(-1)
+    return own.reshape(-1), np.broadcast_to(its, own.shape).flatten()
