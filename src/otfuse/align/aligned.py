@@ -81,6 +81,7 @@ class Aligner:
         self._models = [Balanced(own, read, graph.shapes, self.spaces) for own in self.form.weights]
         self._squares = [model.square() for model in self._models]
         self._sources = [self._aligned(k) for k in range(1, len(sides))]
+        self.spreads: list[float] = []  # of all models about their mean, from three models on, sweep by sweep
         self.shared = all(source.shared for source in self._sources)
         if len(self._sources) > 1 and not self.shared and options.features == "weights":
             self._together()
@@ -103,7 +104,9 @@ class Aligner:
                 if parent != key and isinstance(order := state[parent], Monomial):
                     kid = next(k for k in self.spaces.inside[parent] if k.symmetry.space.id == key)
                     first = kid.follow(first, order.order)
-                element = anchor[key].inverse().after(element.after(first))
+                element = element.after(first)
+            if key in anchor:
+                element = anchor[key].inverse().after(element)
             found[key] = element
         return found
 
@@ -136,7 +139,7 @@ class Aligner:
     def _by_activations(self, k: int, start: State) -> Found:
         """By what the nodes compute; spaces that no node shows by their weights, when the others are known."""
         assert self._data is not None  # the recipe was checked
-        pair = [replace(self._sides[i], weights=self._models[i]) for i in (0, k)]
+        pair = [replace(self._sides[i], weights=self._models[i].whole()) for i in (0, k)]
         problem = observed(pair[0], pair[1], self.spaces, self._data, self._tell)
         squares = float(len(problem.names)), float(len(problem.names))
         descent = Descent(problem, squares, frozenset(self._fixed))
@@ -179,11 +182,7 @@ class Aligner:
         return mean
 
     def _carried(self, name: str, i: int, part: torch.Tensor) -> torch.Tensor:
-        return (
-            part
-            if i == 0
-            else carried(part, [(place, self._sources[i - 1].state[key]) for key, place in self.spaces.at[name]])
-        )
+        return part if i == 0 else carried(part, [(place, self._sources[i - 1].state[key]) for key, place in self.spaces.at[name]])
 
     # -- several sources -----------------------------------------------------------------------------------------------
     def _together(self) -> None:
@@ -194,19 +193,27 @@ class Aligner:
         order = sorted(range(1, len(self._sides)), key=lambda k: self._sources[k - 1].trail[-1])
         order = [k for k in order if self._shares[k] > 0 and not self._sources[k - 1].shared]
         for _ in range(_SWEEPS):
-            gained = 0.0
+            self.spreads.append(self._spread())
             for k in order:
                 others = [i for i in (0, *order) if i != k and self._shares[i] > 0]
                 if not others:
                     continue
                 problem, source = self._against(k, others), self._sources[k - 1]
-                found = Descent(problem, (self._squares[0], self._squares[k]), frozenset(self._fixed)).run(
-                    source.state, rounds=2
-                )
-                gained += found.gained
+                found = Descent(problem, (self._squares[0], self._squares[k]), frozenset(self._fixed)).run(source.state, rounds=2)
                 source.state = found.state
-            if gained <= _STILL * self._squares[0]:
-                return
+            if self.spreads[-1] - self._spread() <= _STILL * self.spreads[-1]:
+                break
+        self.spreads.append(self._spread())
+
+    def _spread(self) -> float:
+        """``sum_i w_i |C_i - mean|^2``, the same as the sum over pairs."""
+        every, total = [i for i, share in enumerate(self._shares) if share > 0], 0.0
+        for name in self._models[0].names:
+            for parts in zip(*(self._models[i].parts(name) for i in every), strict=True):
+                terms = [self._carried(name, i, part) for i, part in zip(every, parts, strict=True)]
+                mean = self._mean(name, every, parts)
+                total += sum(self._shares[i] * float((term - mean).square().sum()) for i, term in zip(every, terms, strict=True))
+        return total
 
     # -- what the report tells -------------------------------------------------------------------------------------------
     def reports(self, number: int) -> tuple[SpaceReport, ...]:
@@ -239,9 +246,7 @@ class Aligner:
         source = self._sources[number]
         if source.shared:
             least = min(source.cosine.values())
-            return (
-                f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are",
-            )
+            return (f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are",)
         return self.form.notes
 
 

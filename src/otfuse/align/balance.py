@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _BALANCED = (Kind.INVERTIBLE, Kind.SCALING, Kind.POSITIVE, Kind.TURN)
 _PART = 1 << 24  # values of a part in float64
 _HELD = 1 << 27  # values in float64 that are kept: a gibibyte
+_RANK = 1e-9  # least over largest eigenvalue of a Gram matrix
 _ROUNDS, _STOP = 200, 1e-12  # where balanced spaces meet in one tensor (channels of a chain of convolutions)
 
 
@@ -81,6 +82,12 @@ class Balanced(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._weights)
 
+    def whole(self) -> Mapping[str, torch.Tensor]:
+        """The same in memory where it is small, for a program that reads them again with every batch."""
+        if sum(prod(self._shapes[name]) for name in self.names) > _HELD:
+            return self
+        return {name: self[name] for name in self}
+
     def square(self) -> float:
         """The squared length of all tensors together."""
         return sum(float(part.square().sum()) for name in self.names for part in self.parts(name))
@@ -110,6 +117,10 @@ class Balanced(Mapping[str, torch.Tensor]):
             change = 0.0
             for symmetry, (writes, reads) in self._sides(wanted):
                 found = _element(symmetry, writes, reads)
+                if found is None:
+                    wanted = [s for s in wanted if s is not symmetry]
+                    self.elements.pop(symmetry.space.id, None)
+                    continue
                 change = max(change, float((found.dense().diagonal(dim1=1, dim2=2) - 1).abs().max()))
                 key = symmetry.space.id
                 self.elements[key] = found.after(self.elements[key]) if key in self.elements else found
@@ -133,8 +144,11 @@ class Balanced(Mapping[str, torch.Tensor]):
                 yield symmetry, (sums[key, False], sums[key, True])
 
 
-def _element(symmetry: Symmetry, writes: torch.Tensor, reads: torch.Tensor) -> Element:
+def _element(symmetry: Symmetry, writes: torch.Tensor, reads: torch.Tensor) -> Element | None:
+    """The element that balances; None where a side leaves directions unused: there is nothing to balance by."""
     if symmetry.kind is Kind.INVERTIBLE:
+        if any(_is_deficient(gram) for gram in (writes, reads)):
+            return None
         matrix = balance(writes, reads)
         return Dense(matrix, torch.linalg.inv(matrix))  # symmetric
     if symmetry.kind is Kind.TURN:
@@ -143,6 +157,11 @@ def _element(symmetry: Symmetry, writes: torch.Tensor, reads: torch.Tensor) -> E
         return Dense(eye * factor[:, None, None], eye / factor[:, None, None])
     factor = balance_factors(writes, reads)
     return Monomial(torch.arange(symmetry.n).repeat(symmetry.copies, 1), factor)
+
+
+def _is_deficient(gram: torch.Tensor) -> bool:
+    values = torch.linalg.eigvalsh(gram)
+    return not bool((values[:, 0] > _RANK * values[:, -1]).all())
 
 
 def _meet(spaces: Spaces, wanted: Sequence[Symmetry]) -> bool:

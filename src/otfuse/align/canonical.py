@@ -10,7 +10,7 @@ import torch
 from otfuse.core.symmetry import Kind
 from otfuse.errors import UsageError
 from otfuse.flow.groups.canonical import CanonicalWeights
-from otfuse.flow.groups.find import symmetries
+from otfuse.flow.groups.find import Symmetries, symmetries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def canonical(sides: Sequence[Side], groups: str) -> Canonical:
     Where a space has another kind in one model, or norms fold otherwise, only permutations are common.
     """
     _require_equal(sides)
-    asked = [symmetries(side, groups=groups) for side in sides]
+    asked = _asked(sides, groups)
     notes = [note for own in asked for note in own.notes]
     if len({tuple(sorted(fold.gain for fold in own.folds)) for own in asked}) > 1:
         notes.append("norms do not fold alike in all models: groups are permutations only")
@@ -56,6 +56,15 @@ def canonical(sides: Sequence[Side], groups: str) -> Canonical:
         CanonicalWeights(side.weights, own.folds, side.graph.ties) for side, own in zip(sides, asked, strict=True)
     )
     return Canonical(tuple(found), weights, tuple(dict.fromkeys(notes)))
+
+
+def _asked(sides: Sequence[Side], groups: str) -> list[Symmetries]:
+    """What holds in each model; asked once of those that share a program, as far as it holds for all weights."""
+    found = [symmetries(sides[0], groups=groups)]
+    for side in sides[1:]:
+        same = side.program is sides[0].program and not any(fold.divides for fold in found[0].folds)
+        found.append(found[0] if same else symmetries(side, groups=groups))
+    return found
 
 
 def cosines(spaces: Spaces, one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> dict[str, float]:

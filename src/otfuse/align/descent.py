@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from otfuse.align.spaces import Nested, Spaces
     from otfuse.core.symmetry import Symmetry
 
-ROUNDS, TOLERANCE = 50, 1e-4
+ROUNDS, TOLERANCE = 50, 1e-3  # smaller tolerances cost rounds and give no better models (experiments/aligned)
 _TINY = 1e-12  # of the largest possible inner product: below, nothing is gained
 
 
@@ -87,9 +87,7 @@ class Descent:
         kids = self.spaces.inside.get(symmetry.space.id, ())
         return {symmetry.space.id, *(k.symmetry.space.id for k in kids)} <= self._fixed
 
-    def _alone(
-        self, problem: Problem, symmetry: Symmetry, state: State, only: frozenset[Place] | None = None
-    ) -> tuple[State, float]:
+    def _alone(self, problem: Problem, symmetry: Symmetry, state: State, only: frozenset[Place] | None = None) -> tuple[State, float]:
         key = symmetry.space.id
         if key in self._fixed:
             return state, 0.0
@@ -105,20 +103,20 @@ class Descent:
         return (trial, gain) if gain > self._noise else (state, 0.0)
 
     # -- spaces inside the units of another ----------------------------------------------------------------------------
-    def _together(
-        self, root: Symmetry, kids: Sequence[Nested], state: State, only: frozenset[Place] | None
-    ) -> tuple[State, float]:
+    def _together(self, root: Symmetry, kids: Sequence[Nested], state: State, only: frozenset[Place] | None) -> tuple[State, float]:
         """Whole units are assigned by the best that the spaces inside can do for every pair; then these once more."""
         inside = frozenset({root.space.id, *(k.symmetry.space.id for k in kids)})
-        names = dict.fromkeys(
-            place.tensor for key in inside for place in self.spaces.places[key] if only is None or place in only
-        )
+        names = dict.fromkeys(place.tensor for key in inside for place in self.spaces.places[key] if only is None or place in only)
         local = self.problem.held(names, state, inside)
         before = local.inner(state)
         trial = state
         held = self._fixed & inside  # whoever holds what lies inside its units stays with them
         if not held and root.n > 1:
-            trial = self.spaces.reordered(state, root, procrustes.assignment(self._scores(local, root, kids, state)))
+            scores = torch.stack([self._scores(local, root, kids, state, sign) for sign in _signs(root)])
+            best_of, sign = scores.max(0)
+            order = procrustes.assignment(best_of)
+            chosen = _signs(root)[sign.gather(2, order[:, :, None])[:, :, 0]]
+            trial = self.spaces.reordered(state, root, Monomial(order, chosen if bool((chosen < 0).any()) else None))
         trial = self._inner(local, kids, trial, fresh=True)
         gain = local.inner(trial) - before
         if gain > self._noise:
@@ -126,15 +124,14 @@ class Descent:
         trial = self._inner(local, kids, state, fresh=False)
         return trial, local.inner(trial) - before
 
-    def _scores(self, local: Problem, root: Symmetry, kids: Sequence[Nested], state: State) -> torch.Tensor:
-        """``[copies, n, n]``: what each pair of units has in common, the spaces inside solved for that pair."""
+    def _scores(self, local: Problem, root: Symmetry, kids: Sequence[Nested], state: State, sign: torch.Tensor) -> torch.Tensor:
+        """``[copies, n, n]``: what each pair of units has in common at that sign, the spaces inside solved for that pair."""
         n, units = root.n, torch.arange(root.n)
         scores = torch.zeros(root.copies, n, n, dtype=torch.float64)
         for shift in range(n):  # n pairs at once
             order = (units + shift) % n
-            trial = self._inner(
-                local, kids, self.spaces.reordered(state, root, order.repeat(root.copies, 1)), fresh=True
-            )
+            move = Monomial(order.repeat(root.copies, 1), None if sign > 0 else sign.expand(root.copies, n))
+            trial = self._inner(local, kids, self.spaces.reordered(state, root, move), fresh=True)
             scores[:, units, order] = local.diagonal(root, trial)
         return scores
 
@@ -180,6 +177,11 @@ def softened(problem: Problem, state: State, softness: float) -> State:
         coupling = torch.stack([_coupling(own, softness) for own in signed + plain])
         found[key] = as_coupling(coupling).after(state[key])
     return found
+
+
+def _signs(root: Symmetry) -> torch.Tensor:
+    """The signs that whole units may take."""
+    return torch.tensor([1.0, -1.0] if root.kind in (Kind.SIGNS, Kind.SCALING) else [1.0], dtype=torch.float64)
 
 
 def _apart(key: str, own: dict[str, list[Place]]) -> frozenset[Place]:

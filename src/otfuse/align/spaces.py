@@ -76,13 +76,13 @@ class Spaces:
             (parent for parent, kids in self.inside.items() if any(k.symmetry.space.id == key for k in kids)), key
         )
 
-    def reordered(self, state: Mapping[str, Element], parent: Symmetry, order: torch.Tensor) -> dict[str, Element]:
+    def reordered(self, state: Mapping[str, Element], parent: Symmetry, move: Monomial) -> dict[str, Element]:
         """The state when ``parent`` puts its units in another order, what lies inside them going along."""
         found = dict(state)
         key = parent.space.id
-        found[key] = Monomial(order).after(state[key])
+        found[key] = move.after(state[key])
         for kid in self.inside.get(key, ()):
-            found[kid.symmetry.space.id] = kid.follow(state[kid.symmetry.space.id], order)
+            found[kid.symmetry.space.id] = kid.follow(state[kid.symmetry.space.id], move.order)
         return found
 
     def crossing(self, key: str) -> frozenset[str]:

@@ -13,8 +13,6 @@ from scipy.optimize import linear_sum_assignment
 
 from otfuse.errors import SolveError
 
-_RANK = 1e-10  # of the largest eigenvalue: directions below are treated as if they were so large
-
 
 def orthogonal(cross: torch.Tensor) -> torch.Tensor:
     """The orthogonal matrix of every copy (Schönemann 1966): ``U V'`` of the singular value decomposition."""
@@ -73,7 +71,7 @@ def balance(writes: torch.Tensor, reads: torch.Tensor) -> torch.Tensor:
     """The symmetric positive ``M[copies, n, n]`` with ``M W M = M^-1 R M^-1`` for Gram matrices of both sides of a map.
 
     Afterwards every exact invertible map between two balanced models is orthogonal. ``M^2`` is the geometric mean of
-    ``W^-1`` and ``R`` (Bhatia 2007, chapter 4); directions that a side does not use count as a little used.
+    ``W^-1`` and ``R`` (Bhatia 2007, chapter 4), which both have full rank.
     """
     half, inverse = _power(_finite(writes), 0.5), _power(writes, -0.5)
     return _power(inverse @ _power(half @ _finite(reads) @ half, 0.5) @ inverse, 0.5)
@@ -87,7 +85,7 @@ def balance_factors(writes: torch.Tensor, reads: torch.Tensor) -> torch.Tensor:
 
 def _power(matrix: torch.Tensor, exponent: float) -> torch.Tensor:
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    values = values.clamp_min(_RANK * values.amax(-1, keepdim=True).clamp_min(np.finfo(float).tiny / _RANK))
+    values = values.clamp_min(np.finfo(float).tiny)  # rounding of what is positive
     return (vectors * values[..., None, :] ** exponent) @ vectors.mT
 
 

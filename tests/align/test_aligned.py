@@ -1,0 +1,106 @@
+"""Scheme aligned from end to end: lossless where it must be, plain where models share a start, the same in any order."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import otfuse
+from align_copies import probe
+from gauged import moved
+from otfuse.align.aligned import Aligner
+from otfuse.core.options import Aligned
+from otfuse.errors import DataError, RecipeError, UsageError
+from otfuse.flow.proof.gate import change
+from otfuse.fusion.sides import traced
+from otfuse.io.parents import given
+from otfuse.program.run import Runner
+from otfuse.testing.examples import example
+from tiny import build
+
+FAMILIES = ("hf_vit", "gpt2", "llama_gqa", "phi3_fused", "t5", "mixtral", "resnet")
+SEEN = ("hf_vit", "llama_gqa")
+
+
+def _tensors(model):
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def _made(name, recipe, dtype=torch.float32, weights=None):
+    model, inputs = example(name).build(0)
+    model = model.to(dtype)
+    other, side = moved(model, inputs, 1)
+    data = probe(model, inputs, rows=24) if recipe == "aligned-acts" else None
+    options = {"weights": weights} if weights else {}
+    fused = otfuse.fuse([model, other], recipe, data=data, example_inputs=inputs, options=options, verify=False)
+    run = Runner(side.program, double=dtype == torch.float64)
+    assert change(run(_tensors(other)), run(_tensors(model))) < 1e-5
+    assert not any(torch.equal(_tensors(other)[n], t) for n, t in _tensors(model).items() if t.ndim > 1)
+    return change(run(_tensors(fused.model)), run(_tensors(model))), fused
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_and_one_that_computes_the_same_give_it_back(name):
+    assert _made(name, "aligned")[0] < 1e-4
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_so_they_do_by_what_they_compute(name):
+    assert _made(name, "aligned-acts")[0] < 1e-4
+
+
+def _pair(kind="vit"):
+    return [build(kind, seed) for seed in (0, 1)]
+
+
+def test_the_carried_source_computes_what_it_did():
+    anchor, source = (model.double() for model in _pair())
+    fused = otfuse.fuse([anchor, source], "aligned", options={"weights": [0.0, 1.0]}, verify=False)
+    pixels = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        one, other = (model(pixel_values=pixels).logits for model in (fused.model, source))
+    assert (one - other).norm() < 1e-10 * other.norm()
+    assert all(s.after <= s.before + 1e-9 for s in fused.report.solved if s.method == "orthogonal fixing the all-ones")
+    stream = next(s.spaces[0] for s in fused.report.solved if s.name == "stream")
+    found = fused.maps[stream].double()
+    assert torch.allclose(found @ found.T, torch.eye(16).double(), atol=1e-6)
+    assert not torch.allclose(found, torch.eye(16).double(), atol=0.1)
+
+
+def test_models_that_share_a_start_are_averaged_plainly():
+    base = build("vit", 0)
+    tuned = copy.deepcopy(base)
+    chance = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in tuned.parameters():
+            p += 0.1 * p.std(correction=0) * torch.randn(p.shape, generator=chance)
+    plain, aligned = (otfuse.fuse([base, tuned], recipe, verify=False) for recipe in ("vanilla", "aligned"))
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(aligned.model.state_dict()[name], tensor), name
+    assert min(s.cosine for s in aligned.report.solved) > 0.9
+    assert all(torch.equal(m, torch.eye(m.shape[-1]).expand_as(m)) for m in aligned.maps.values())
+    assert any("shares a start" in note for note in aligned.report.notes)
+
+
+def test_the_order_of_the_sources_does_not_matter_and_their_spread_falls():
+    models = [build("vit", seed).double() for seed in range(3)]
+    sides = [traced(given(model, "m"), None) for model in models]
+    aligner = Aligner(sides, Aligned(), (1 / 3,) * 3)
+    assert all(later <= sooner + 1e-9 for sooner, later in zip(aligner.spreads, aligner.spreads[1:], strict=False))
+    assert aligner.spreads[-1] < aligner.spreads[0]
+    one, other = (otfuse.fuse(m, "aligned", verify=False).model.state_dict() for m in (models, [models[0], *models[:0:-1]]))
+    assert all(torch.allclose(tensor, other[name], atol=1e-9) for name, tensor in one.items())
+
+
+def test_what_cannot_be_done_is_said():
+    wide = build("vit", 1, hidden=24)
+    with pytest.raises(UsageError, match="equal widths.*otfusion"):
+        otfuse.fuse([build("vit"), wide], "aligned", verify=False)
+    with pytest.raises(DataError, match="no data was given.*aligned"):
+        otfuse.fuse(_pair(), "aligned-acts", verify=False)
+    with pytest.raises(RecipeError, match=r"aligned.softness cannot be -1"):
+        otfuse.fuse(_pair(), "aligned", options={"aligned.softness": -1.0}, verify=False)
+    with pytest.raises(RecipeError, match="unknown key 'aligned.sofness'"):
+        otfuse.fuse(_pair(), "aligned", options={"aligned.sofness": 1.0}, verify=False)
