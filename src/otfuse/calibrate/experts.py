@@ -19,7 +19,6 @@ def routed_rows(
     tables: Sequence[Mapping[str, Tensor]],
     mix: Sequence[float],
     keep: Callable[[Sequence[int]], Tensor | None],
-    check: Callable[[int, Tensor], Tensor],
 ) -> Iterator[tuple[Tensor, list[Tensor], slice]]:
     """Inputs and targets of one expert after another.
 
@@ -33,7 +32,7 @@ def routed_rows(
     found = [other.find(rows[0].key) for other in rows[1:]]
     shares = torch.stack([w * there for w, (there, _) in zip(mix, found, strict=True)])
     good = good & (shares.sum(0) > 0)
-    x = check(0, form.inputs(tables[0][form.x.name]).squeeze(-2)[good])
+    x = form.inputs(tables[0][form.x.name]).squeeze(-2)[good]
     shares = (shares / shares.sum(0).clamp_min(1e-12))[:, good].to(x)
     targets = []
     for layer in group:

@@ -38,7 +38,7 @@ class Form:
     inputs: View
     outputs: View
     matrix: View
-    offset: View = lambda b: b[None]  # noqa: E731
+    offset: View
     ends: fx.Node | None = None
 
 
@@ -87,12 +87,14 @@ def _convolution(node: fx.Node, is_stored: Callable[[Any], bool]) -> Form | None
         v = functional.pad(v, [n for pair in pads[::-1] for n in pair])
         for d in range(rank):
             v = v.unfold(2 + d, dilation[d] * (size[d] - 1) + 1, stride[d])
-        v = v[(..., *(slice(None, None, d) for d in dilation))]
+        within: Any = (..., *(slice(None, None, d) for d in dilation))
+        v = v[within]
         v = v.movedim(1, 1 + rank)  # [example, *places, channel, *kernel]
         return v.reshape(*v.shape[: 1 + rank], groups, -1)
 
     def channels(v: torch.Tensor) -> torch.Tensor:
-        return v.movedim(1, -1).unflatten(-1, (groups, -1))
+        split: torch.Tensor = v.movedim(1, -1).unflatten(-1, (groups, -1))
+        return split
 
     return _form(
         x,
@@ -149,10 +151,12 @@ def _einsum(node: fx.Node, is_stored: Callable[[Any], bool]) -> Form | None:
 
 def _experts(node: fx.Node, is_stored: Callable[[Any], bool]) -> Form | None:
     """Rows sorted by expert, ``[rows, in] x [experts, in, out]``."""
-    x, weight, ends = node.args[0], node.args[1], argument(node, 2, "offs")
+    x: Any = node.args[0]
+    weight: Any = node.args[1]
+    ends = argument(node, 2, "offs")
     if not is_stored(weight) or is_stored(x) or _rank(weight) != 3 or argument(node, 3, "bias") is not None:
         return None
-    return Form(x, weight, None, _one_group, _one_group, lambda w: w.mT, ends=ends)
+    return Form(x, weight, None, _one_group, _one_group, lambda w: w.mT, _one_row, ends)
 
 
 _FORMS: dict[str, Callable[[fx.Node, Callable[[Any], bool]], Form | None]] = {
@@ -168,8 +172,14 @@ def _one_group(v: torch.Tensor) -> torch.Tensor:
     return v[..., None, :]
 
 
-def _form(x: Any, weight: Any, bias: Any, inputs: View, outputs: View, matrix: View, offset: View | None = None) -> Form:
-    return Form(x, weight, bias, inputs, outputs, matrix, *([] if offset is None else [offset]))
+def _one_row(v: torch.Tensor) -> torch.Tensor:
+    return v[None]
+
+
+def _form(
+    x: Any, weight: Any, bias: Any, inputs: View, outputs: View, matrix: View, offset: View | None = None
+) -> Form:
+    return Form(x, weight, bias, inputs, outputs, matrix, offset or _one_row)
 
 
 def _shape(node: Any) -> tuple[int, ...]:

@@ -166,9 +166,7 @@ def _observed(graph: FlowGraph) -> dict[str, Observation]:
     return found
 
 
-def _layer(
-    node: fx.Node, uses: _Uses, observed: dict[str, Observation]
-) -> Layer | tuple[str, str] | None:
+def _layer(node: fx.Node, uses: _Uses, observed: dict[str, Observation]) -> Layer | tuple[str, str] | None:
     """The layer that an operator is; the tensor and the reason if it is one that cannot be solved; None if it is none."""
     form = form_of(node, lambda a: bool(uses.depends(a)))
     if form is None:
@@ -218,8 +216,11 @@ def _conflicts(found: Sequence[Layer], uses: _Uses) -> dict[str, str]:
         for tensor in {place.tensor for place in places}:
             parts = [place.entries(uses.sizes[tensor]) for place in places if place.tensor == tensor]
             if len(parts) > 1 and len(torch.cat(parts).unique()) < sum(map(len, parts)):
-                odd |= {layer.weight.tensor: "layers read parts of it that overlap" for layer in found
-                        if tensor in (layer.weight.tensor, layer.bias and layer.bias.tensor)}
+                odd |= {
+                    layer.weight.tensor: "layers read parts of it that overlap"
+                    for layer in found
+                    if tensor in (layer.weight.tensor, layer.bias and layer.bias.tensor)
+                }
     return odd
 
 
@@ -266,7 +267,11 @@ def _groups(found: Sequence[Layer], program: Program) -> Iterator[tuple[Layer, .
         form = layer.form
         key = (form.x, form.inputs, None if layer.observation is None else _mask(layer.observation))
         group = open_groups.get(key)
-        if group is None or uses[layer.weight] > 1 or any(order[group[0].node] < at < order[layer.node] for at in writes):
+        if (
+            group is None
+            or uses[layer.weight] > 1
+            or any(order[group[0].node] < at < order[layer.node] for at in writes)
+        ):
             group = []
             groups.append(group)
             if uses[layer.weight] == 1:

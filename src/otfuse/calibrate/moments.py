@@ -22,30 +22,37 @@ class Sums:
     """
 
     def __init__(self, groups: int, reads: int, writes: Sequence[int], device: torch.device) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(groups, *shape, dtype=torch.float64, device=device)
+        sizes = [reads, *writes]
+        self._ends = torch.tensor(sizes).cumsum(0).tolist()
+        self._rows = torch.zeros(groups, dtype=torch.float64, device=device)
+        self._products = torch.zeros(groups, reads, self._ends[-1], dtype=torch.float64, device=device)
+        self._means = torch.zeros(groups, self._ends[-1], dtype=torch.float64, device=device)  # of the first rows
+        self._sums = torch.zeros_like(self._means)  # about these
 
-        self._rows, self._xx = zeros(), zeros(reads, reads)
-        self._xt = [zeros(reads, out) for out in writes]
-        self._means = [zeros(n) for n in (reads, *writes)]  # about which products are taken
-        self._sums = [zeros(n) for n in (reads, *writes)]
-
-    def add(self, x: Tensor, targets: Sequence[Tensor], groups: slice = slice(None)) -> None:
-        """Rows of all groups, or of some."""
+    def add(self, x: Tensor, targets: Sequence[Tensor], groups: slice = slice(None)) -> bool:
+        """Rows of all groups, or of some; whether all of their values are finite."""
         if not x.shape[1]:
-            return
-        fresh, centred = (self._rows[groups] == 0)[:, None], []
-        for mean, total, value in zip(self._means, self._sums, [x, *targets], strict=True):
-            mean[groups] = torch.where(fresh, value.mean(1).to(mean), mean[groups])
-            centred.append(value - mean[groups].to(value)[:, None])
-            total[groups] += centred[-1].sum(1, dtype=torch.float64)
-        self._xx[groups] += centred[0].mT @ centred[0]
-        for products, value in zip(self._xt, centred[1:], strict=True):
-            products[groups] += centred[0].mT @ value
+            return True
+        values = torch.cat([x, *targets], -1)
+        fresh = (self._rows[groups] == 0)[:, None]
+        if bool(fresh.any()):
+            self._means[groups] = torch.where(fresh, values.mean(1).to(self._means), self._means[groups])
+        values -= self._means[groups].to(values)[:, None]
+        total = values.sum(1)
+        self._sums[groups] += total
+        self._products[groups] += values[..., : x.shape[-1]].mT @ values
         self._rows[groups] += x.shape[1]
+        return bool(torch.isfinite(total.sum()))
 
     def products(self, target: int) -> Products:
         """What the layer with that target is solved from."""
-        at = target + 1
-        means, sums = self._means, self._sums
-        return Products(self._rows, self._xx, self._xt[target], sums[0], sums[at], means[0], means[at])
+        x, t = slice(self._ends[0]), slice(self._ends[target], self._ends[target + 1])
+        return Products(
+            rows=self._rows,
+            xx=self._products[..., x],
+            xt=self._products[..., t],
+            x=self._sums[..., x],
+            t=self._sums[..., t],
+            x0=self._means[..., x],
+            t0=self._means[..., t],
+        )

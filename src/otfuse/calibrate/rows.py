@@ -35,7 +35,6 @@ def plain_rows(
     tables: Sequence[Mapping[str, Tensor]],
     mix: Sequence[float],
     keep: Callable[[Sequence[int]], Tensor | None],
-    check: Callable[[int, Tensor], Tensor],
 ) -> Iterator[tuple[Tensor, list[Tensor], slice]]:
     """What the merged model (the first of ``tables``) reads, ``[groups, rows, in]``, and the mean of what parents give."""
 
@@ -48,12 +47,12 @@ def plain_rows(
     kept = keep(x.shape[:-2])
     targets = []
     for layer in group:
-        given = [check(m, rows(layer.form.outputs(t[layer.node.name]), kept)) for m, t in enumerate(tables) if m]
+        given = [rows(layer.form.outputs(table[layer.node.name]), kept) for table in tables[1:]]
         mean = given[0] * mix[0]
         for weight, other in zip(mix[1:], given[1:], strict=True):
             mean = mean.add(other, alpha=weight)
         targets.append(mean)
-    yield check(0, rows(x, kept)), targets, slice(None)
+    yield rows(x, kept), targets, slice(None)
 
 
 def kept_rows(lead: Sequence[int], part: Part, layer: Layer, padding: Tensor | None) -> Tensor | None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     Group = tuple[Layer, ...]
     Progress = Callable[[int, int], None]
+    Keep = Callable[[Sequence[int]], Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,7 @@ class Sweeper:
             batches.append(_Batch(part, paddings(inputs), len(batches) * part.size))
         return batches
 
-    def _advance(
-        self, at: int, b: int, batch: _Batch, fixed: Sequence[Fixed], waiting: Waiting, sums: Sums
-    ) -> None:
+    def _advance(self, at: int, b: int, batch: _Batch, fixed: Sequence[Fixed], waiting: Waiting, sums: Sums) -> None:
         """Lead every model on one batch through group ``at`` (the merged one up to it), and add up its rows."""
         group, tables = self._layers.groups[at], []
         for m, (cut, own) in enumerate(zip(self._cuts, fixed, strict=True)):
@@ -130,17 +129,20 @@ class Sweeper:
         def keep(lead: Sequence[int]) -> Tensor | None:
             return kept_rows(lead, batch.part, group[0], padding)
 
-        def check(model: int, rows: Tensor) -> Tensor:
-            if not bool(torch.isfinite(rows.sum())):
-                raise DataError(
-                    f"{self._names[model]} gives no finite numbers at {group[0].name} on one of the examples {batch.first} to "
-                    f"{batch.first + batch.part.real - 1}; leave that example out, or look at the model"
-                )
-            return rows
-
         rows = plain_rows if group[0].form.ends is None else routed_rows
-        for x, targets, groups in rows(group, tables, self._mix, keep, check):
-            sums.add(x, targets, groups)
+        for x, targets, groups in rows(group, tables, self._mix, keep):
+            if not sums.add(x, targets, groups):
+                raise DataError(self._not_finite(group, tables, keep, batch))
+
+    def _not_finite(self, group: Group, tables: Sequence[Mapping[str, Tensor]], keep: Keep, batch: _Batch) -> str:
+        rows = plain_rows if group[0].form.ends is None else routed_rows
+        alone = [rows(group, [table, table], [1.0], keep) for table in tables[1:]]
+        bad = [any(not t.isfinite().all() for _, targets, _ in found for t in targets) for found in alone]
+        name = next((name for name, odd in zip(self._names[1:], bad, strict=True) if odd), self._names[0])
+        return (
+            f"{name} gives no finite numbers at {group[0].name} on one of the examples {batch.first} to "
+            f"{batch.first + batch.part.real - 1}; leave that example out, or look at the model"
+        )
 
     def _solve(
         self, group: Group, sums: Sums, weights: Mapping[str, Tensor], solved: dict[str, Tensor], strength: Strength

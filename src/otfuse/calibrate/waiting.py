@@ -21,7 +21,8 @@ class Waiting:
     """Tables of values by key. What would exceed ``most`` bytes altogether lies on disk; it comes back bit for bit."""
 
     def __init__(self, most: int = IN_MEMORY) -> None:
-        self._most, self._held, self._folder = most, 0, None
+        self._most, self._held = most, 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._memory: dict[Hashable, tuple[int, dict[str, Any]]] = {}
         self._files: dict[Hashable, Path] = {}
 
@@ -57,7 +58,7 @@ class Waiting:
             self._held -= size
             return values
         path = self._files[key]
-        values = torch.load(path, weights_only=True)
+        values: dict[str, Any] = torch.load(path, weights_only=True)
         path.unlink()
         return values
 

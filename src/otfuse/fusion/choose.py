@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
-from otfuse.measure.probe import probe_batches
-from otfuse.program.run import Runner
+from otfuse.measure.departure import departure, mean_predictions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    import torch
 
     from otfuse.core.dataset import Dataset
     from otfuse.measure.probe import Side
@@ -33,52 +32,16 @@ def best_regulariser(
     the last dimension of every output (squared error where it has one entry). No label is read.
     """
     probe = data.take(slice(0, _EXAMPLES))
-    targets = _targets(found, weights, probe)
-    return searched(lambda value: _departure(found[0], fuse(value), probe, targets))
+    targets = mean_predictions(found, weights, probe)
+    return searched(lambda value: departure(found[0], fuse(value), probe, targets))
 
 
-def searched(departure: Callable[[float], float]) -> tuple[float, dict[float, float]]:
-    """The value of least departure, with a worse one on either side of it (or at a limit), and all that were tried."""
-    tried = {value: departure(value) for value in CANDIDATES}
+def searched(price: Callable[[float], float]) -> tuple[float, dict[float, float]]:
+    """The value of least price, with a worse one on either side of it (or at a limit), and all that were tried."""
+    tried = {value: price(value) for value in CANDIDATES}
     while True:
         best = min(tried, key=tried.__getitem__)
         step = {min(tried): 0.5, max(tried): 2.0}.get(best, 1.0)
         if best * step in tried or not _SHARPEST <= best * step <= _SOFTEST:
             return best, tried
-        tried[best * step] = departure(best * step)
-
-
-def _targets(found: Sequence[Side], weights: Sequence[float], probe: Dataset) -> list[list[torch.Tensor]]:
-    """Per batch and output: the parents' weighted mean distribution (or value)."""
-    runs = [Runner(side.program) for side in found]
-    targets = []
-    for _, batch in probe_batches(found[0].program, probe):
-        outputs = [run(side.weights, batch) for run, side in zip(runs, found, strict=True)]
-        targets.append(
-            [
-                torch.stack([w * _distribution(o).exp() for w, o in zip(weights, parts, strict=True)]).sum(0)
-                if parts[0].shape[-1] > 1
-                else torch.stack([w * o for w, o in zip(weights, parts, strict=True)]).sum(0)
-                for parts in zip(*outputs, strict=True)
-            ]
-        )
-    return targets
-
-
-def _departure(
-    anchor: Side, fused: Mapping[str, torch.Tensor], probe: Dataset, targets: Sequence[Sequence[torch.Tensor]]
-) -> float:
-    run, total, count = Runner(anchor.program), 0.0, 0
-    for (part, batch), wanted in zip(probe_batches(anchor.program, probe), targets, strict=True):
-        for output, target in zip(run(fused, batch), wanted, strict=True):
-            if output.shape[-1] > 1:
-                gap = (torch.xlogy(target, target) - target * _distribution(output)).sum(-1)
-            else:
-                gap = (output - target).square()
-            total += float(gap[: len(gap) // part.size * part.real].double().mean()) * part.real
-        count += part.real
-    return total / count
-
-
-def _distribution(output: torch.Tensor) -> torch.Tensor:
-    return output.float().log_softmax(-1)
+        tried[best * step] = price(best * step)

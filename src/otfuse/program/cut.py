@@ -11,6 +11,7 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from otfuse.program.inputs import split_inputs
@@ -18,9 +19,7 @@ from otfuse.program.memory import written
 from otfuse.program.run import Runner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from torch import fx
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from otfuse.program.export import Program
     from otfuse.program.inputs import Inputs
@@ -74,16 +73,16 @@ class Cut(Runner):
 
     def _with_deaths(
         self, sections: Sequence[Sequence[fx.Node]], kept: Sequence[Iterable[str]]
-    ) -> list[tuple[list[str], list[tuple[fx.Node, list[str]]]]]:
+    ) -> list[tuple[list[str], list[_Step]]]:
         """Every section's steps with what each of them reads last; before them, what was kept for the group before."""
         seen = {node.name for node in self._program.outputs}
         found: list[Any] = []
         for i, steps in reversed(list(enumerate(sections))):
-            own: list[tuple[fx.Node, list[str]]] = []
+            own: list[_Step] = []
             for node in reversed(steps):
                 last = [read.name for read in node.all_input_nodes if read.name not in seen and read in self._moving]
                 seen.update(last)
-                own.append((node, last))
+                own.append(_Step(node, last))
             first = [n for n in kept[i // 2 - 1] if n not in seen] if i % 2 == 0 and i else []
             seen.update(first)
             found.append((first, own[::-1]))
@@ -94,10 +93,13 @@ class Cut(Runner):
         kept, steps = self._sections[section]
         for name in kept:
             values.pop(name, None)
-        for node, dead in steps:
-            env = {n: values[n.name] if n.name in values else fixed[n.name] for n in node.all_input_nodes}
-            values[node.name] = self._step(node, env)
-            for name in dead:
+
+        def held(node: fx.Node) -> Any:
+            return values[node.name] if node.name in values else fixed[node.name]
+
+        for step in steps:
+            values[step.name] = step(held)
+            for name in step.dead:
                 values.pop(name, None)
 
     def compute(self, name: str, weights: Mapping[str, torch.Tensor], fixed: Fixed) -> Any:
@@ -111,6 +113,23 @@ class Cut(Runner):
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self._program.module)
         return self._step(node, {n: fixed[n.name] for n in node.all_input_nodes})
+
+
+class _Step:
+    """An operator ready to be called, with the names of what nothing reads behind it."""
+
+    def __init__(self, node: fx.Node, dead: list[str]) -> None:
+        self.name, self.dead = node.name, dead
+        self._target: Any = node.target
+        self._args, self._kwargs = node.args, dict(node.kwargs)
+        given = [*node.args, *node.kwargs.values()]
+        self._nested = any(isinstance(a, (list, tuple, dict, slice)) for a in given) or bool(node.kwargs)
+
+    def __call__(self, held: Callable[[fx.Node], Any]) -> Any:
+        if self._nested:
+            args, kwargs = fx.node.map_arg((self._args, self._kwargs), held)
+            return self._target(*args, **kwargs)
+        return self._target(*[held(a) if isinstance(a, fx.Node) else a for a in self._args])
 
 
 class Fixed:
