@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
-RIDGES = (0.03, 0.01, 0.003, 0.001)  # tried where the recipe says auto
+RIDGES = (0.01, 0.002, 0.0004)  # tried where the recipe says auto
 _TRIED = 320  # inputs that tries look at
 _HELD_BACK = 0.25  # of these
 

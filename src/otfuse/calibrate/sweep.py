@@ -77,22 +77,21 @@ class Sweeper:
         """Solved tensors by first stored name, from those of ``merged``, which is not changed."""
         solved: dict[str, Tensor] = {}
         weights = ChainMap(solved, merged)  # type: ignore[arg-type]  # only the first is written into
-        shared: dict[Place, Sums] = {}
+        shared: dict[Place, Sums] = {}  # of the present group, and of matrices that are used again
         batches: list[_Batch] = []
         with Waiting(self._memory) as waiting:
             for at, group in enumerate(self._layers.groups):
                 if progress is not None:
                     progress(at, len(self._layers.groups))
                 fixed = self._fixed(weights)
-                sums = shared.pop(group[0].weight, None) or _sums(group, fixed[0].device)
-                if at == 0:
-                    batches = self._begin(data, fixed, waiting)
+                batches = batches or self._begin(data, fixed, waiting)
+                place = group[0].weight
+                if place not in shared:
+                    shared[place] = _sums(group, fixed[0].device)
                 for b, batch in enumerate(batches):
-                    self._advance(at, b, batch, fixed, waiting, sums)
-                if self._last[group[0].weight] > at:
-                    shared[group[0].weight] = sums
-                else:
-                    self._solve(group, sums, weights, solved, strength)
+                    self._advance(at, b, batch, fixed, waiting, shared[place])
+                if self._last[place] == at:  # a matrix that is used again is solved after its last use
+                    self._solve(group, shared.pop(place), weights, solved, strength)
         return solved
 
     def _fixed(self, weights: Mapping[str, Tensor]) -> list[Fixed]:
@@ -136,7 +135,7 @@ class Sweeper:
 
     def _not_finite(self, group: Group, tables: Sequence[Mapping[str, Tensor]], keep: Keep, batch: _Batch) -> str:
         rows = plain_rows if group[0].form.ends is None else routed_rows
-        alone = [rows(group, [table, table], [1.0], keep) for table in tables[1:]]
+        alone = [rows(group, [tables[0], table], [1.0], keep) for table in tables[1:]]
         bad = [any(not t.isfinite().all() for _, targets, _ in found for t in targets) for found in alone]
         name = next((name for name, odd in zip(self._names[1:], bad, strict=True) if odd), self._names[0])
         return (

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch.utils._pytree import tree_leaves
 
 from otfuse.errors import OutputError
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable
 
 IN_MEMORY = 1 << 30  # bytes
 
@@ -23,8 +20,8 @@ class Waiting:
     def __init__(self, most: int = IN_MEMORY) -> None:
         self._most, self._held = most, 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._memory: dict[Hashable, tuple[int, dict[str, Any]]] = {}
-        self._files: dict[Hashable, Path] = {}
+        self._memory: dict[tuple[int, ...], tuple[int, dict[str, Any]]] = {}
+        self._files: dict[tuple[int, ...], Path] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -33,7 +30,7 @@ class Waiting:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def put(self, key: Hashable, values: dict[str, Any]) -> None:
+    def put(self, key: tuple[int, ...], values: dict[str, Any]) -> None:
         """Keep a table until it is taken."""
         size = _bytes(values)
         if self._held + size <= self._most:
@@ -42,7 +39,7 @@ class Waiting:
             return
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="otfuse-")
-        path = self._files[key] = Path(self._folder.name) / f"{len(self._files)}.pt"
+        path = self._files[key] = Path(self._folder.name) / "-".join(map(str, key))
         try:
             torch.save(values, path)
         except (OSError, RuntimeError) as error:  # PyTorch's own writer raises RuntimeError where the disk is full
@@ -51,15 +48,13 @@ class Waiting:
                 "TMPDIR to a folder with more room"
             ) from None
 
-    def take(self, key: Hashable) -> dict[str, Any]:
+    def take(self, key: tuple[int, ...]) -> dict[str, Any]:
         """The table put last under that key, which is kept no longer."""
         if key in self._memory:
-            size, values = self._memory.pop(key)
+            size, held = self._memory.pop(key)
             self._held -= size
-            return values
-        path = self._files[key]
-        values: dict[str, Any] = torch.load(path, weights_only=True)
-        path.unlink()
+            return held
+        values: dict[str, Any] = torch.load(self._files[key], weights_only=True)
         return values
 
 
