@@ -159,7 +159,9 @@ def test_memory_holds_the_moments_of_one_layer_and_the_values_between_two(layers
     calibrate([case.side(own)], firsts(case, own), case.data(2), SHARP, [1.0])
     one = case.data(1).inputs["x0"].nbytes
     stream = 2 * 10 * 24 * 8  # examples, tokens, units, bytes
-    assert max(waits) <= 2 * 2 * max(one, 4 * stream)  # models, batches: the stream, and what one block writes beside it
+    assert max(waits) <= 2 * 2 * max(
+        one, 4 * stream
+    )  # models, batches: the stream, and what one block writes beside it
 
 
 def test_what_fills_up_the_last_batch_does_not_count():
@@ -221,10 +223,10 @@ def test_a_parent_without_finite_numbers_is_named_with_the_examples():
     ids[5, 2] = 9
     for name in ("transformer.wte.weight", "lm_head.weight"):
         b[name][9] = float("nan")
-    with pytest.raises(DataError, match=r"second gives no finite numbers at transformer\.h\.0\.\S+ on .* 4 to 5; leave"):
-        calibrate(
-            [case.side(a), case.side(b)], firsts(case, a), data, SHARP, [0.5, 0.5], names=["first", "second"]
-        )
+    with pytest.raises(
+        DataError, match=r"second gives no finite numbers at transformer\.h\.0\.\S+ on .* 4 to 5; leave"
+    ):
+        calibrate([case.side(a), case.side(b)], firsts(case, a), data, SHARP, [0.5, 0.5], names=["first", "second"])
 
 
 def test_what_is_not_solved_is_told():

@@ -26,9 +26,7 @@ def test_it_solves_the_stated_problem(rows, biased, blend):
     x, t = drawn(2, rows, 5) + 3, drawn(2, rows, 4, seed=1)
     there, away = drawn(2, 4, 5, seed=2), drawn(2, 4, 5, seed=3)
     offset, shift = (drawn(2, 4, seed=s) if biased else None for s in (4, 5))
-    weight, bias = ridge(
-        products(x, t, 7), there, offset, strength=0.1, blend=blend, elsewhere=(away, shift)
-    )
+    weight, bias = ridge(products(x, t, 7), there, offset, strength=0.1, blend=blend, elsewhere=(away, shift))
     for g in range(2):
         other = x[g] @ away[g].T + (shift[g] if biased else 0)
         target = blend * t[g] + (1 - blend) * other

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from otfuse.calibrate.forms import form_of
-from otfuse.program.cut import moving
+from otfuse.calibrate.uses import Place, Uses, memory_of
 from otfuse.program.memory import written
 
 if TYPE_CHECKING:
@@ -22,20 +20,6 @@ if TYPE_CHECKING:
     from otfuse.calibrate.forms import Form
     from otfuse.core.graph import FlowGraph, Observation
     from otfuse.program.export import Program
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A stored tensor (by first name), or the part of it that a view shows."""
-
-    tensor: str
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def entries(self, size: int) -> torch.Tensor:
-        """The numbers of its values among the ``size`` of the tensor."""
-        return torch.arange(size).as_strided(self.shape, self.stride, self.offset).reshape(-1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +81,7 @@ def calibrated_layers(program: Program, graph: FlowGraph) -> Layers:
 
     A tensor is solved if every operator that reads it multiplies by it plainly; one matrix used several times is solved once.
     """
-    uses = _Uses(program)
+    uses = Uses(program)
     observed = _observed(graph)
     found, left = list[Layer](), dict[str, str]()
     for node in uses.steps:
@@ -116,41 +100,6 @@ def calibrated_layers(program: Program, graph: FlowGraph) -> Layers:
     return Layers(tuple(_groups(found, program)), left)
 
 
-class _Uses:
-    """What of a program is stored, and who reads it."""
-
-    def __init__(self, program: Program) -> None:
-        moves = moving(program)
-        self.sizes = {name: torch.Size(shape).numel() for name, shape in program.shapes.items()}
-        self._stored: dict[fx.Node, frozenset[str]] = {}
-        self._places: dict[fx.Node, Place | None] = {}
-        self.readers: dict[str, set[fx.Node]] = {}
-        self.steps = [n for n in program.graph.nodes if n in moves and n.op == "call_function"]
-        live, roots = program.live(), dict[int, str]()
-        for node in program.graph.nodes:
-            if node not in live or node in moves:
-                continue
-            if node.op == "placeholder" and node.name in program.parameters:
-                self._stored[node] = frozenset({program.parameters[node.name]})
-                roots[_memory(node)] = program.parameters[node.name]
-            else:
-                self._stored[node] = frozenset[str]().union(*(self._stored[a] for a in node.all_input_nodes))
-            self._places[node] = _place(node, roots)
-        self.inputs = _inputs_behind(program)
-        for node in self.steps:
-            for read in node.all_input_nodes:
-                for name in self._stored.get(read, ()):
-                    self.readers.setdefault(name, set()).add(node)
-
-    def place(self, node: Any) -> Place | None:
-        """The stored tensor that a value is a view of; None if it is none."""
-        return self._places.get(node)
-
-    def depends(self, node: Any) -> frozenset[str]:
-        """The stored tensors that a value that does not move depends on."""
-        return self._stored.get(node, frozenset())
-
-
 def _observed(graph: FlowGraph) -> dict[str, Observation]:
     """Observations by value; where parts of one layer are read at other places, any of these counts."""
     found: dict[str, Observation] = {}
@@ -166,7 +115,7 @@ def _observed(graph: FlowGraph) -> dict[str, Observation]:
     return found
 
 
-def _layer(node: fx.Node, uses: _Uses, observed: dict[str, Observation]) -> Layer | tuple[str, str] | None:
+def _layer(node: fx.Node, uses: Uses, observed: dict[str, Observation]) -> Layer | tuple[str, str] | None:
     """The layer that an operator is; the tensor and the reason if it is one that cannot be solved; None if it is none."""
     form = form_of(node, lambda a: bool(uses.depends(a)))
     if form is None:
@@ -184,7 +133,7 @@ def _layer(node: fx.Node, uses: _Uses, observed: dict[str, Observation]) -> Laye
     return Layer(node, form, weight, bias, seen, tuple(at.meta["val"].shape), uses.inputs[form.x])
 
 
-def _seen_as(node: fx.Node, view: Any, uses: _Uses) -> Place | None:
+def _seen_as(node: fx.Node, view: Any, uses: Uses) -> Place | None:
     """The place of an operand, if the view that it is solved in shares its memory."""
     place, held = uses.place(node), node.meta["val"]
     if place is None:
@@ -193,11 +142,11 @@ def _seen_as(node: fx.Node, view: Any, uses: _Uses) -> Place | None:
         seen = view(held)
     except (RuntimeError, IndexError):
         return None
-    same = _cdata(seen) == _cdata(held) and seen.numel() == held.numel() and 0 not in seen.stride()
+    same = memory_of(seen) == memory_of(held) and seen.numel() == held.numel() and 0 not in seen.stride()
     return place if same else None
 
 
-def _conflicts(found: Sequence[Layer], uses: _Uses) -> dict[str, str]:
+def _conflicts(found: Sequence[Layer], uses: Uses) -> dict[str, str]:
     """Tensors that something else reads too, or of which layers read parts that overlap."""
     nodes = {layer.node for layer in found}
     of, odd = dict[Place, set[Place | None]](), dict[str, str]()
@@ -280,32 +229,5 @@ def _groups(found: Sequence[Layer], program: Program) -> Iterator[tuple[Layer, .
     yield from map(tuple, groups)
 
 
-def _inputs_behind(program: Program) -> dict[fx.Node, frozenset[str]]:
-    """The inputs that every value depends on, as forward names them (else as the program does)."""
-    named = list(program.inputs) if isinstance(program.inputs, Mapping) else list(program.users)
-    names = dict(zip(program.users, named, strict=False))
-    found: dict[fx.Node, frozenset[str]] = {}
-    for node in program.graph.nodes:
-        own = frozenset({names[node.name]} if node.op == "placeholder" and node.name in names else ())
-        found[node] = own.union(*(found[a] for a in node.all_input_nodes))
-    return found
-
-
 def _mask(seen: Observation) -> bytes | None:
     return None if seen.read is None else seen.read.tobytes()
-
-
-def _place(node: fx.Node, roots: dict[int, str]) -> Place | None:
-    held = node.meta.get("val")
-    if not isinstance(held, torch.Tensor) or _memory(node) not in roots or not held.is_floating_point():
-        return None
-    return Place(roots[_memory(node)], int(held.storage_offset()), tuple(held.shape), tuple(held.stride()))
-
-
-def _memory(node: fx.Node) -> int:
-    held = next((leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)), None)
-    return -1 if held is None else _cdata(held)
-
-
-def _cdata(held: torch.Tensor) -> int:
-    return held.untyped_storage()._cdata  # type: ignore[no-any-return]  # noqa: SLF001  # storages have no public identity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,41 +63,57 @@ def calibrate(
     """
     names = names or [f"parent {i + 1}" for i in range(len(parents))]
     alike = [i for i, side in enumerate(parents) if same_steps(parents[0].program, side.program)]
-    total = sum(mix[i] for i in alike)
-    kept, shares = [parents[i] for i in alike], [mix[i] / total if total else 1 / len(alike) for i in alike]
+    kept, shares = [parents[i] for i in alike], _shares([mix[i] for i in alike])
     layers = calibrated_layers(kept[0].program, kept[0].graph)
-    notes = layers.notes()
-    if lost := [name for i, name in enumerate(names) if i not in alike]:
-        notes.append(
-            f"calibrated without {', '.join(lost)}: other operators or sizes than the anchor's; carry it over first"
-        )
+    notes = [*layers.notes(), *_without([name for i, name in enumerate(names) if i not in alike])]
     weights = {name: start.get(name, parents[0].weights[name]) for name in dict.fromkeys(kept[0].program.ties.values())}
     figures: dict[str, Any] = {"layers": sum(map(len, layers.groups)), "tensors": len(layers.solved)}
-    if not layers.groups:
-        return Calibration(weights, notes, figures)
-    sweeper = Sweeper(kept, layers, shares, [names[i] for i in alike], memory)
-    ridge = options.ridge
-    if ridge == "auto":
-        ridge, tried = _best(sweeper, kept, shares, weights, data, options)
-        figures["tried"] = tried
-        table = ", ".join(f"{value:g}: {gap:.3f}" for value, gap in tried.items())
-        notes.append(
-            f"ridge {ridge:g} chosen by divergence from the parents' mean prediction on held-back inputs ({table})"
+    if layers.groups:
+        sweeper = Sweeper(kept, layers, shares, [names[i] for i in alike], memory)
+        ridge, tried = _ridge(sweeper, kept, shares, weights, data, options)
+        figures |= {"ridge": ridge, "blend": options.blend, "sweeps": options.sweeps} | (
+            {"tried": tried} if tried else {}
         )
-    figures |= {"ridge": ridge, "sweeps": options.sweeps}
-    count = len(layers.groups) * options.sweeps
-    for sweep in range(options.sweeps):
-
-        def tell(done: int, _: int, first: int = sweep * len(layers.groups)) -> None:
-            if progress is not None:
-                progress(first + done, count)
-
-        weights |= sweeper(weights, data, Strength(ridge, options.blend), tell)
-        tell(len(layers.groups), count)
+        if tried:
+            notes.append(_told(ridge, tried))
+        _sweeps(sweeper, weights, data, Strength(ridge, options.blend), options.sweeps, progress)
     return Calibration(weights, notes, figures)
 
 
-def _best(
+def _sweeps(
+    sweeper: Sweeper,
+    weights: dict[str, Tensor],
+    data: Dataset,
+    strength: Strength,
+    sweeps: int,
+    progress: Progress | None,
+) -> None:
+    """Solved tensors into ``weights``, sweep after sweep."""
+    for sweep in range(sweeps):
+
+        def tell(done: int, count: int, first: int = sweep) -> None:
+            if progress is not None:
+                progress(first * count + done, sweeps * count)
+
+        weights |= sweeper(weights, data, strength, tell)
+
+
+def _shares(mix: Sequence[float]) -> list[float]:
+    total = sum(mix)
+    return [weight / total if total else 1 / len(mix) for weight in mix]
+
+
+def _without(names: Sequence[str]) -> list[str]:
+    told = f"calibrated without {', '.join(names)}: other operators or sizes than the anchor's; carry it over first"
+    return [told] if names else []
+
+
+def _told(ridge: float, tried: Mapping[float, float]) -> str:
+    table = ", ".join(f"{value:g}: {gap:.3f}" for value, gap in tried.items())
+    return f"ridge {ridge:g} chosen by divergence from the parents' mean prediction on held-back inputs ({table})"
+
+
+def _ridge(
     sweeper: Sweeper,
     parents: Sequence[Side],
     mix: Sequence[float],
@@ -104,16 +121,22 @@ def _best(
     data: Dataset,
     options: Calibrated,
 ) -> tuple[float, dict[float, float]]:
-    """The ridge after which one sweep on some inputs departs least from the parents' mean prediction on others."""
+    """The ridge of the recipe; of several, the one after which a sweep on some inputs predicts others best, and all tried.
+
+    That is, departs least from the parents' mean prediction. A single input tells nothing: then the first of them.
+    """
+    if options.ridge != "auto":
+        return options.ridge, {}
     few = data.take(slice(0, _TRIED))
-    held = max(1, round(_HELD_BACK * few.size))
     if few.size < 2:
         return RIDGES[0], {}
+    held = max(1, round(_HELD_BACK * few.size))
     fit, probe = few.take(slice(0, few.size - held)), few.take(slice(few.size - held, None))
     targets, tried = mean_predictions(parents, mix, probe), dict[float, float]()
     for value in RIDGES:
         solved = sweeper(weights, fit, Strength(value, options.blend))
-        tried[value] = departure(parents[0], ChainMap(solved, dict(weights)), probe, targets)
+        gap = departure(parents[0], ChainMap(solved, dict(weights)), probe, targets)
+        tried[value] = math.inf if math.isnan(gap) else gap
     return min(tried, key=tried.__getitem__), tried
 
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from otfuse.calibrate.layers import Layer, Layers, Place
+    from otfuse.calibrate.layers import Layer, Layers
+    from otfuse.calibrate.uses import Place
     from otfuse.core.dataset import Dataset
     from otfuse.measure.observe import Part
     from otfuse.measure.probe import Side
@@ -92,6 +93,8 @@ class Sweeper:
                     self._advance(at, b, batch, fixed, waiting, shared[place])
                 if self._last[place] == at:  # a matrix that is used again is solved after its last use
                     self._solve(group, shared.pop(place), weights, solved, strength)
+        if progress is not None:
+            progress(len(self._layers.groups), len(self._layers.groups))
         return solved
 
     def _fixed(self, weights: Mapping[str, Tensor]) -> list[Fixed]:
@@ -119,8 +122,9 @@ class Sweeper:
                 cut.group(at, values, own)
             tables.append(values)
         self._add(group, tables, batch, sums)
-        for m, values in enumerate(tables):
-            waiting.put((m, b), values)
+        if at + 1 < len(self._layers.groups):  # nothing is read behind the last, whose outputs may be a vocabulary wide
+            for m, values in enumerate(tables):
+                waiting.put((m, b), values)
 
     def _add(self, group: Group, tables: Sequence[Mapping[str, Tensor]], batch: _Batch, sums: Sums) -> None:
         padding = padding_of(group[0].made_of, batch.paddings)
