@@ -1,0 +1,163 @@
+"""Calibrating: every linear layer of a merged model solved again in closed form, without a gradient or a label."""
+
+from __future__ import annotations
+
+import math
+from collections import ChainMap
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from otfuse.calibrate.layers import calibrated_layers
+from otfuse.calibrate.sweep import Strength, Sweeper
+from otfuse.calibrate.waiting import IN_MEMORY
+from otfuse.measure.targets import apart, together
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from otfuse.core.dataset import Dataset
+    from otfuse.core.options import Calibrated
+    from otfuse.measure.probe import Side
+    from otfuse.program.export import Program
+
+    Progress = Callable[[int, int], None]
+
+RIDGES = (0.01, 0.002, 0.0004)  # tried where the recipe says auto
+_TRIED = 320  # inputs that tries look at
+_HELD_BACK = 0.25  # of these
+
+
+class Calibration(NamedTuple):
+    """Weights by first stored name (what was not solved is what was given), notes, and figures for the report.
+
+    ``figures``: ``ridge``, ``sweeps``, ``layers`` and ``tensors`` solved; ``tried`` (departure by ridge) where several were.
+    """
+
+    weights: dict[str, Tensor]
+    notes: list[str]
+    figures: dict[str, Any]
+
+
+def calibrate(
+    parents: Sequence[Side],
+    start: Mapping[str, Tensor],
+    data: Dataset,
+    options: Calibrated,
+    mix: Sequence[float],
+    progress: Progress | None = None,
+    *,
+    names: Sequence[str] = (),
+    memory: int = IN_MEMORY,
+) -> Calibration:
+    """Every linear layer of ``start`` solved towards the mean (by ``mix``) of what the parents' layers give.
+
+    ``start`` holds the merged model's tensors by first stored name, in the units of ``parents``, of which the first is the
+    anchor; what it lacks is the anchor's. In the order of the forward pass, each layer's inputs are those of the merged
+    model as solved so far, its targets what the parents' layers give on their own inputs. ``data`` are unlabelled inputs as the
+    anchor's program takes them; values that wait between two layers are kept in ``memory`` bytes, else on disk.
+    ``progress(done, total)`` counts groups of layers; ``names`` are those of the parents, for messages.
+
+    Raises DataError if a model gives no finite numbers (naming it and the examples) or inputs do not fit, OutputError if
+    values that wait cannot be written.
+    """
+    names = names or [f"parent {i + 1}" for i in range(len(parents))]
+    alike = [i for i, side in enumerate(parents) if same_steps(parents[0].program, side.program)]
+    kept, shares = [parents[i] for i in alike], _shares([mix[i] for i in alike])
+    layers = calibrated_layers(kept[0].program, kept[0].graph)
+    notes = [*layers.notes(), *_without([name for i, name in enumerate(names) if i not in alike])]
+    weights = {name: start.get(name, parents[0].weights[name]) for name in dict.fromkeys(kept[0].program.ties.values())}
+    figures: dict[str, Any] = {"layers": sum(map(len, layers.groups)), "tensors": len(layers.solved)}
+    if layers.groups:
+        sweeper = Sweeper(kept, layers, shares, [names[i] for i in alike], memory)
+        ridge, tried = _ridge(sweeper, kept, shares, weights, data, options)
+        figures |= {"ridge": ridge, "blend": options.blend, "sweeps": options.sweeps} | (
+            {"tried": tried} if tried else {}
+        )
+        if tried:
+            notes.append(_told(ridge, tried))
+        _sweeps(sweeper, weights, data, Strength(ridge, options.blend), options.sweeps, progress)
+    return Calibration(weights, notes, figures)
+
+
+def _sweeps(
+    sweeper: Sweeper,
+    weights: dict[str, Tensor],
+    data: Dataset,
+    strength: Strength,
+    sweeps: int,
+    progress: Progress | None,
+) -> None:
+    """Solved tensors into ``weights``, sweep after sweep."""
+    for sweep in range(sweeps):
+
+        def tell(done: int, count: int, first: int = sweep) -> None:
+            if progress is not None:
+                progress(first * count + done, sweeps * count)
+
+        weights |= sweeper(weights, data, strength, tell)
+
+
+def _shares(mix: Sequence[float]) -> list[float]:
+    total = sum(mix)
+    return [weight / total if total else 1 / len(mix) for weight in mix]
+
+
+def _without(names: Sequence[str]) -> list[str]:
+    told = f"calibrated without {', '.join(names)}: other operators or sizes than the anchor's; carry it over first"
+    return [told] if names else []
+
+
+def _told(ridge: float, tried: Mapping[float, float]) -> str:
+    table = ", ".join(f"{value:g}: {gap:.3f}" for value, gap in tried.items())
+    return f"ridge {ridge:g} chosen by divergence from the parents' mean prediction on held-back inputs ({table})"
+
+
+def _ridge(
+    sweeper: Sweeper,
+    parents: Sequence[Side],
+    mix: Sequence[float],
+    weights: Mapping[str, Tensor],
+    data: Dataset,
+    options: Calibrated,
+) -> tuple[float, dict[float, float]]:
+    """The ridge of the recipe; of several, the one after which a sweep on some inputs predicts others best, and all tried.
+
+    That is, departs least from the parents' mean prediction. A single input tells nothing: then the first of them.
+    """
+    if options.ridge != "auto":
+        return options.ridge, {}
+    few = data.take(slice(0, _TRIED))
+    if few.size < 2:
+        return RIDGES[0], {}
+    held = max(1, round(_HELD_BACK * few.size))
+    fit, probe = few.take(slice(0, few.size - held)), few.take(slice(few.size - held, None))
+    tried = dict[float, float]()
+    with together(parents, mix, probe, half=False) as targets:
+        for value in RIDGES:
+            solved = sweeper(weights, fit, Strength(value, options.blend))
+            gap = float(apart(parents[0], ChainMap(solved, dict(weights)), probe, targets).divergence.mean())
+            tried[value] = math.inf if math.isnan(gap) else gap
+    return min(tried, key=tried.__getitem__), tried
+
+
+def same_steps(one: Program, other: Program) -> bool:
+    """Whether two programs run the same operators on values of the same sizes, so that they can be cut alike."""
+    return one is other or _steps(one) == _steps(other)
+
+
+def _steps(program: Program) -> list[tuple[Any, ...]]:
+    live = program.live()
+    return [
+        (
+            node.name,
+            node.op,
+            str(node.target),
+            str(node.args),
+            str(node.kwargs),
+            getattr(node.meta.get("val"), "shape", None),
+            program.parameters.get(node.name),
+        )
+        for node in program.graph.nodes
+        if node in live
+    ]
