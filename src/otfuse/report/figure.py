@@ -35,12 +35,16 @@ def draw_sweep(found: Mapping[str, Any], file: Path) -> None:
     keys = [key for key, values in found["grid"].items() if len(values) > 1] or list(found["grid"])
     rows = [row for row in found["rows"] if row.get("loss") is not None]
     places, ticks, log = _places(found["grid"][keys[0]])
-    curves = found["grid"][keys[1]] if len(keys) > 1 else [None]
+    curves = (
+        [v for v in found["grid"][keys[1]] if any(r["point"][keys[1]] == v for r in rows)] if len(keys) > 1 else [None]
+    )
 
     def draw(axes: Any, metric: str) -> None:
         for value in curves:
             own = [row for row in rows if len(keys) == 1 or row["point"][keys[1]] == value]
-            best = {_place(row["point"][keys[0]], found["grid"][keys[0]]): row for row in reversed(own)}  # best first
+            best = {
+                found["grid"][keys[0]].index(row["point"][keys[0]]): row for row in reversed(own)
+            }  # rows: best first
             at = sorted(best, key=places.__getitem__)
             shown = [_value(best[i], metric) for i in at]
             axes.plot([places[i] for i in at], shown, marker="o", label="" if value is None else f"{keys[1]} {value}")
@@ -50,12 +54,9 @@ def draw_sweep(found: Mapping[str, Any], file: Path) -> None:
         axes.set(xlabel=f"{keys[0]}{rest} (dotted: parents)", xscale="log" if log else "linear")
         if ticks is not None:
             axes.set_xticks(places, ticks)
+            axes.minorticks_off()
 
     _picture(file, [*rows, *found["parents"]], draw, legend=len(curves) if len(keys) > 1 else 0)
-
-
-def _place(value: Any, values: Sequence[Any]) -> int:
-    return values.index(value)
 
 
 def _places(values: Sequence[Any]) -> tuple[list[float], list[str] | None, bool]:
