@@ -18,33 +18,34 @@ def loss_of(otfuse, model, data):
 
 def test_the_figures_are_those_of_eval_and_fuse_and_the_folder_tells_them_again(otfuse, models, data, tmp_path):
     pair, labelled, out = (models / "vit0", models / "vit1"), data / "labelled.npz", tmp_path / "new" / "out"
-    (tmp_path / "auto.yaml").write_text(AUTO)
-    asked = ("--recipe", "otfusion-emd", "--recipe", tmp_path / "auto.yaml", "--points", "3", "--out", out, "--json")
-    ran = otfuse("barrier", *pair, "--data", labelled, *asked)
+    (recipe := tmp_path / "auto.yaml").write_text(AUTO)
+    ran = otfuse("barrier", *pair, "--data", labelled, "--recipe", recipe, "--points", "3", "--out", out, "--json")
     assert ran.status == 0, ran.err
     found = json.loads(ran.out)
     assert found == json.loads((out / "results.json").read_text())
     assert listing(tmp_path / "new") == ["out", "out/figure.svg", "out/results.json"]
     assert ET.parse(out / "figure.svg").getroot().tag.endswith("svg")
     assert found["parents"] == [loss_of(otfuse, model, labelled) for model in pair]
-    plain, emd, auto = found["lines"]
-    assert [line["recipe"] for line in found["lines"]] == ["vanilla", "otfusion-emd", str(tmp_path / "auto.yaml")]
+    plain, soft = found["lines"]
+    assert [line["recipe"] for line in found["lines"]] == ["vanilla", str(recipe)]
     for i, parent in ((0, found["parents"][0]), (-1, found["parents"][1])):
         assert {"model": parent["model"], **plain["points"][i]} == parent | {"at": float(i != 0)}
-    assert emd["points"][0] == plain["points"][0]
-    for line, name in ((plain, "vanilla"), (emd, "otfusion-emd")):
-        fused = otfuse("fuse", *pair, "--out", tmp_path / name, "--recipe", name, "--data", labelled, "-q")
+    assert soft["points"][0] == plain["points"][0]
+    assert soft["points"][-1] != plain["points"][-1], "a soft map costs the source something"
+    for line, name in ((plain, "vanilla"), (soft, recipe)):
+        equal = ("--set", "weights=[0.5, 0.5]", "--out", tmp_path / line["settings"]["scheme"])
+        fused = otfuse("fuse", *pair, *equal, "--recipe", name, "--data", labelled, "-q")
         assert fused.status == 0, fused.err
         middle, ends = line["points"][1], [line["points"][i]["loss"] for i in (0, 2)]
-        assert middle["loss"] == pytest.approx(loss_of(otfuse, tmp_path / name, labelled)["loss"], rel=1e-5)
+        assert middle["loss"] == pytest.approx(loss_of(otfuse, equal[-1], labelled)["loss"], rel=1e-5)
         assert line["middle"] == pytest.approx(middle["loss"] - sum(ends) / 2)
         assert line["barrier"] == max(0, line["middle"])
-    assert isinstance(auto["settings"]["otfusion"]["regulariser"], float), "chosen once, and used for both ends"
+    assert isinstance(soft["settings"]["otfusion"]["regulariser"], float), "chosen once, and used for both ends"
     assert [note for note in found["notes"] if "weights of a recipe are not used" in note]
     assert [note for note in found["notes"] if "no --probe was given" in note]
     table = otfuse("report", out)
     assert (table.status, table.err) == (0, "")
-    assert f"{emd['points'][-1]['loss']:.4f}" in table.out
+    assert f"{soft['points'][-1]['loss']:.4f}" in table.out
     assert json.loads(otfuse("report", out, "--json").out) == found
     assert "not empty" in otfuse("barrier", *pair, "--data", labelled, "--out", out).err
 
