@@ -36,6 +36,8 @@ def test_the_figures_are_those_of_eval_and_fuse_and_the_folder_tells_them_again(
         equal = ("--set", "weights=[0.5, 0.5]", "--out", tmp_path / line["settings"]["scheme"])
         fused = otfuse("fuse", *pair, *equal, "--recipe", name, "--data", labelled, "-q")
         assert fused.status == 0, fused.err
+        told = otfuse("report", equal[-1])
+        assert (told.status, "average" in told.out, told.err) == (0, True, "")
         middle, ends = line["points"][1], [line["points"][i]["loss"] for i in (0, 2)]
         assert middle["loss"] == pytest.approx(loss_of(otfuse, equal[-1], labelled)["loss"], rel=1e-5)
         assert line["middle"] == pytest.approx(middle["loss"] - sum(ends) / 2)

@@ -14,7 +14,7 @@ from otfuse.io.staging import staged
 from otfuse.report.figure import draw_barrier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -61,13 +61,26 @@ def barrier_of_checkpoints(
         (anchor, source), data, probe=probe, batch_size=batch_size, device=device,
         allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=progress,
     )  # fmt: skip
+    lines, notes = _lines(study, chosen, points, data, required=names)
+    found: dict[str, Any] = {"command": "barrier", "anchor": anchor, "source": source, "data": data, "probe": probe}
+    found |= {"hashes": study.hashes(), "parents": study.parents, "lines": lines, "notes": notes}
+    if out is not None:
+        with writer.one_sentence(out), staged(out) as folder:
+            put(folder, found, draw_barrier)
+    return found
+
+
+def _lines(
+    study: Study, chosen: Mapping[str, Recipe], points: int, data: str, required: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row per recipe, and notes; where the models have no plain average and none was ``required``, a note says why."""
     notes, lines = study.notes(chosen.values()), list[dict[str, Any]]()
     for index, (name, recipe) in enumerate(chosen.items()):
         tell = _told(study, index * points, len(chosen) * points)
         try:
             ends, used, said = _ends(study, recipe)
         except MatchError as error:
-            if name != PLAIN or PLAIN in names:
+            if name != PLAIN or PLAIN in required:
                 raise
             notes.append(f"there is no line of the plain average: {error}")
             continue
@@ -75,12 +88,7 @@ def barrier_of_checkpoints(
             line = study.along(*ends, points=points, tell=tell)
         lines.append(_row(name, used, line))
         notes += said
-    found: dict[str, Any] = {"command": "barrier", "anchor": anchor, "source": source, "data": data, "probe": probe}
-    found |= {"hashes": study.hashes(), "parents": study.parents, "lines": lines, "notes": list(dict.fromkeys(notes))}
-    if out is not None:
-        with writer.one_sentence(out), staged(out) as folder:
-            put(folder, found, draw_barrier)
-    return found
+    return lines, list(dict.fromkeys(notes))
 
 
 def _carrying(name: str) -> Recipe:

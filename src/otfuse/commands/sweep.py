@@ -71,23 +71,23 @@ def sweep_checkpoints(
     )  # fmt: skip
     run = {"hashes": study.hashes(), "data": study.asked.data.digest(), "probe": study.probe.digest()}
     ledger.open(run)
-    rows = list[dict[str, Any]]()
-    for done, point in enumerate(points):
-        study.tell("sweep", done, len(points))
-        rows.append({"point": point.values} | _result(study, ledger, point))
-    study.tell("sweep", len(points), len(points))
-    notes = [*study.notes(p.recipe for p in points if p.recipe), *(n for row in rows for n in row.pop("notes", ()))]
-    found: dict[str, Any] = {
-        "command": "sweep",
-        "anchor": anchor,
-        "sources": list(sources),
-        "grid": axes,
-        "parents": study.parents,
-    }
-    found |= {"rows": sorted(rows, key=_order), "notes": list(dict.fromkeys(notes)), "run": run}
+    rows, notes = _rows(study, ledger, points)
+    found: dict[str, Any] = {"command": "sweep", "anchor": anchor, "sources": list(sources), "grid": axes}
+    found |= {"parents": study.parents, "rows": rows, "notes": notes, "run": run}
     with writer.one_sentence(out):
         put(out, found, draw_sweep)
     return found
+
+
+def _rows(study: Study, ledger: Ledger, points: Sequence[Point]) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row per point, best first, and what there is to say of them."""
+    rows, notes = list[dict[str, Any]](), study.notes(p.recipe for p in points if p.recipe)
+    for done, point in enumerate(points):
+        study.tell("sweep", done, len(points))
+        rows.append({"point": point.values} | _result(study, ledger, point))
+        notes += rows[-1].pop("notes", ())
+    study.tell("sweep", len(points), len(points))
+    return sorted(rows, key=_order), list(dict.fromkeys(notes))
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:

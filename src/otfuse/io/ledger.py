@@ -48,10 +48,16 @@ class Ledger:
         """Keeps a result, on the disk when this returns; a copy of it. OutputError if it cannot be written."""
         line = finite({"run": self._run, "recipe": dict(recipe), "result": dict(result)})
         text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-        with one_sentence(self._file.parent), self._file.open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(
+                f"output {self._file}: cannot be written on ({error.strerror}), what it holds is kept; mend that and give "
+                "the same command again"
+            ) from None
         self._lines.append(line)
         return dict(line["result"])
 
@@ -61,7 +67,7 @@ class Ledger:
             line = json.loads(raw)
         except ValueError:
             line = None
-        if not isinstance(line, dict) or set(line) != _KEYS:
+        if not isinstance(line, dict) or set(line) != _KEYS or not all(isinstance(v, dict) for v in line.values()):
             raise OutputError(
                 f"{where} was not made by this command, or is damaged; choose another --out, or remove it"
             )
