@@ -117,6 +117,8 @@ def fuse(
     verify: bool = True,
     batch_size: int = 32,
     device: str = "cpu",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Fused:
     """One model from several, anchor first.
@@ -129,7 +131,7 @@ def fuse(
     checked = recipes.read(recipe, dict(options or {}) | ({} if seed is None else {"seed": seed}))
     require_data(checked, data)
     with clock.stage("load"):
-        family = Family(models, device=device)
+        family = Family(models, device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
         inputs = family.dataset(data)
     with family:
         job = _job(family, checked, inputs, example_inputs, batch_size, clock, progress, device)

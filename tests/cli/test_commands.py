@@ -216,7 +216,10 @@ def test_only_the_first_process_speaks(otfuse, pipeline, monkeypatch):
 @pytest.mark.parametrize("name", STANDS)
 def test_what_stands_behind_a_command_takes_what_the_commands_give(name):
     module = import_module(STANDS[name])
+    study = {"probe", "batch_size", "device", "allow_pickle", "trust_remote_code", "progress"}
     keywords = {
+        "barrier_of_checkpoints": study | {"points", "out"},
+        "sweep_checkpoints": study | {"recipe"},
         "inspect": {"verify", "seed", "progress", "allow_pickle", "trust_remote_code"},
         "fuse_checkpoints": {
             "recipe", "data", "device", "verify", "dtype", "shard_size", "allow_pickle", "trust_remote_code", "batch_size", "progress",

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from otfuse.cli import demo, evaluate, finetune, fuse, inspect, recipes
+from otfuse.cli import barrier, demo, evaluate, finetune, fuse, inspect, recipes, report, sweep
 
 app = typer.Typer(
     name="otfuse",
@@ -23,6 +23,9 @@ app.command("fuse")(fuse.command)
 app.command("inspect")(inspect.command)
 app.command("eval")(evaluate.command)
 app.command("finetune")(finetune.command)
+app.command("barrier")(barrier.command)
+app.command("sweep")(sweep.command)
+app.command("report")(report.command)
 app.command("recipes")(recipes.command)
 app.command("demo")(demo.command)
 

@@ -22,3 +22,9 @@ Data = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; it must not exist, or be empty.")]
+Probe = Annotated[
+    str | None,
+    typer.Option(
+        "--probe", metavar="DATA", help="Unlabelled inputs for recipes that look at them; those of --data by default."
+    ),
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,16 @@ class Dataset:
         """Number of examples."""
         name = next(iter(self.inputs))
         return len(self.counts.get(name, self.inputs[name]))
+
+    def digest(self) -> str:
+        """BLAKE2b (16 bytes, hex) over every array's name, type, shape and values, by name."""
+        total = hashlib.blake2b(digest_size=16)
+        labels = {} if self.labels is None else {"labels": self.labels}
+        counts = {f"counts {name}": count for name, count in self.counts.items()}
+        for name, array in sorted({**self.inputs, **labels, **counts}.items()):
+            total.update(f"{name} {array.dtype} {array.shape};".encode())
+            total.update(array.ravel().data)
+        return total.hexdigest()
 
     def take(self, rows: NDArray[np.int64] | slice) -> Dataset:
         """The examples at ``rows``, in that order."""

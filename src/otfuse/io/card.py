@@ -63,7 +63,7 @@ def fusion_json(report: Report) -> str:
     versions = {name: _version(name) for name in ("otfuse", "torch", "transformers")} | {
         "python": platform.python_version()
     }
-    return json.dumps(_finite({"versions": versions, **report.to_dict()}), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite({"versions": versions, **report.to_dict()}), indent=2, allow_nan=False) + "\n"
 
 
 def _checked(gate: dict[str, float] | None) -> str:
@@ -106,10 +106,10 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same plain value without NaN and infinities, which JSON lacks."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -13,10 +14,10 @@ from otfuse.report.fold import fold, masked
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rich.console import RenderableType
-
     from otfuse.core.graph import FlowGraph
     from otfuse.core.space import Space
+
+_SIDE_BY_SIDE = 3  # recipes whose points stand in one table
 
 
 def inspected(graph: FlowGraph, verification: Any) -> list[RenderableType]:
@@ -103,13 +104,61 @@ def plan(
 
 def evaluated(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
     """One row per model: examples, loss, and accuracy or perplexity."""
-    score = next((key for key in ("accuracy", "perplexity") if rows and key in rows[0]), "accuracy")
+    score = _score(rows)
     table = _table("model", ("examples", "right"), ("loss", "right"), (score, "right"), folded=0)
     for row in rows:
-        value = row.get(score)
-        shown = "" if value is None else f"{100 * value:.2f} %" if score == "accuracy" else f"{value:.2f}"
-        table.add_row(str(row["model"]), f"{row['examples']:,}", f"{row['loss']:.4f}", shown)
+        table.add_row(str(row["model"]), f"{row['examples']:,}", *_scored(row, score))
     return [table]
+
+
+def barrier(found: Mapping[str, Any]) -> list[RenderableType]:
+    """Point by point loss and accuracy or perplexity of every recipe's line, then barriers. ``found`` is results.json."""
+    lines, score, parts = found["lines"], _score(found["parents"]), list[RenderableType]()
+    for start in range(0, len(lines), _SIDE_BY_SIDE):
+        few = lines[start : start + _SIDE_BY_SIDE]
+        along = _table("at", *((head, "right") for line in few for head in (f"{fit(line['recipe'], 20)} loss", score)))
+        for i, point in enumerate(few[0]["points"]):
+            along.add_row(f"{point['at']:.3g}", *(cell for line in few for cell in _scored(line["points"][i], score)))
+        parts += [along, Text()]
+    heads = ("barrier", "at", "in the middle", "loss at the end", score)
+    barriers = _table("recipe", *((head, "right") for head in heads), folded=0)
+    for line in lines:
+        gaps = (_number(line["barrier"]), f"{line['highest']:.3g}", _number(line["middle"]))
+        barriers.add_row(line["recipe"], *gaps, *_scored(line["points"][-1], score))
+    told = "Barrier: the largest gap between the loss and what joins the losses of both ends, in nats; 0 is the anchor, 1 the carried source."
+    notes = [Text(note) for note in (told, *found["notes"])]
+    return [*parts, barriers, Text(), *evaluated(found["parents"]), Text(), *notes]
+
+
+def swept(found: Mapping[str, Any]) -> list[RenderableType]:
+    """Points of a grid, best first, by the keys that vary; what recipes refuse last. ``found`` is results.json."""
+    rows, score = found["rows"], _score(found["parents"])
+    keys = [key for key, values in found["grid"].items() if len(values) > 1] or list(found["grid"])
+    table = _table(*keys, ("loss", "right"), (score, "right"), ("seconds", "right"), folded=0)
+    for row in (row for row in rows if "refused" not in row):
+        table.add_row(*(str(row["point"][k]) for k in keys), *_scored(row, score), f"{row['seconds']:.1f}")
+    parts: list[RenderableType] = [table, Text(), *evaluated(found["parents"])]
+    if refused := [row for row in rows if "refused" in row]:
+        why = _table(*keys, "refused", folded=len(keys))
+        for row in refused:
+            why.add_row(*(str(row["point"][k]) for k in keys), row["refused"])
+        parts += [Text(), why]
+    return [*parts, *(Text(note) for note in ("", *found["notes"]))]
+
+
+def _score(rows: Sequence[Mapping[str, Any]]) -> str:
+    return next((key for key in ("accuracy", "perplexity") if rows and key in rows[0]), "accuracy")
+
+
+def _scored(row: Mapping[str, Any], score: str) -> tuple[str, str]:
+    """Loss, and accuracy or perplexity, as they are shown; a value that is no number is blank."""
+    value = row.get(score)
+    shown = "" if value is None else f"{100 * value:.2f} %" if score == "accuracy" else f"{value:.2f}"
+    return _number(row["loss"]), shown
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def figures(values: Mapping[str, Any]) -> Table:

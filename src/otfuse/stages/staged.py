@@ -19,7 +19,7 @@ from otfuse.stages.order import order
 from otfuse.stages.plan import stages_plan
 from otfuse.stages.works import STAGES
 from otfuse.train.progress import Progress as Kept
-from otfuse.train.progress import hash_of_data, hash_of_weights
+from otfuse.train.progress import hash_of_weights
 from otfuse.train.refine import Carried
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Staged:
         """All that decides the result."""
         parents = [hash_of_weights((n, p.weights[n]) for n in sorted(p.weights.alike)) for p in self.parents]
         recipe = self.recipe.model_dump(mode="json")
-        return {"parents": parents, "data": hash_of_data(self.inputs), "weights": list(self.weights), "recipe": recipe}
+        return {"parents": parents, "data": self.inputs.digest(), "weights": list(self.weights), "recipe": recipe}
 
     def _start(self, *, verify: bool, keep: bool) -> tuple[Weights, list[Alignment], dict[str, float] | None]:
         """The weights that the first stage is given; what no prediction reads is the anchor's."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -134,7 +133,7 @@ def fingerprint(model: nn.Module, data: Dataset, options: FinetuneOptions, token
     """All that decides the result of a run, by name: hashes of weights and data, each option, the special tokens."""
     weights = hash_of_weights((name, tensor.detach()) for name, tensor in sorted(model.state_dict().items()))
     chosen = {key: value for key, value in options.model_dump().items() if key not in FREE}
-    return {"weights": weights, "data": hash_of_data(data), "tokens": tokens, **chosen}
+    return {"weights": weights, "data": data.digest(), "tokens": tokens, **chosen}
 
 
 def hash_of_weights(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -144,16 +143,6 @@ def hash_of_weights(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
         found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def hash_of_data(data: Dataset) -> str:
-    """Of every array with its name, the labels too."""
-    arrays = hashlib.blake2b(digest_size=16)
-    labels = {} if data.labels is None else {"labels": data.labels}
-    for name, array in sorted({**data.inputs, **labels}.items()):
-        arrays.update(f"{name} {array.dtype} {array.shape};".encode())
-        arrays.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return arrays.hexdigest()
 
 
 @contextmanager
