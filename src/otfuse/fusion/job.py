@@ -138,6 +138,10 @@ class Job:
         needed = needed_mib(pairs, self.recipe, self._task(verify=verify))
         require_room(needed, what="this fusion", helps=", ".join([*helps, "or a machine with more"]))
 
+    def note(self, *notes: str) -> None:
+        """For the report."""
+        self._notes += notes
+
     def finish(self) -> None:
         """The result is written: nothing was kept to go on from."""
 

@@ -112,35 +112,31 @@ def together(
     shapes, ResourceError where the disk is full.
     """
     called = list(names) or [f"model {i}" for i in range(len(found))]
-    runs = [Runner(side.program) for side in found]
-    logits = _floating(found[0])
-    kept: list[_Kept] = []
-    done = 0
+    runs, kept, done = [Runner(side.program) for side in found], list[_Kept](), 0
     try:
         for part, batch in probe_batches(found[0].program, data, tell):
-            rows = slice(done, done + part.real)
-            own = None if places is None else places[rows]
-            each = [
-                [_counted(o, part.size, part.real, own) for o in _outputs(run(side.weights, batch))]
-                for run, side in zip(runs, found, strict=True)
-            ]
+            own = None if places is None else places[done : done + part.real]
+            outputs = [_outputs(run(side.weights, batch)) for run, side in zip(runs, found, strict=True)]
+            each = [[_counted(output, part.size, part.real, own) for output in theirs] for theirs in outputs]
             _require_alike(each, called)
-            kept = kept or [
-                _Kept(len(values) / part.real * data.size, values.shape[-1], logits=own_logits, half=half)
-                for (values, _), own_logits in zip(each[0], logits, strict=True)
-            ]
-            for i, keep in enumerate(kept):
-                parts = [_prediction(theirs[i][0], logits=keep.logits) for theirs in each]
-                _require_finite(parts, each[0][i][1], called, done)
-                keep.add(sum(w * p for w, p in zip(weights, parts, strict=True)), each[0][i][1])
+            kept = kept or _room(found[0], each[0], data.size / part.real, half=half)
+            for keep, *theirs in zip(kept, *each, strict=True):
+                parts = [_prediction(values, logits=keep.logits) for values, _ in theirs]
+                _require_finite(parts, theirs[0][1], called, done)
+                keep.add(sum(w * p for w, p in zip(weights, parts, strict=True)), theirs[0][1])
             done += part.real
-        return Targets(
-            tuple(keep.target() for keep in kept), data.size, places, tuple(k.file for k in kept if k.file is not None)
-        )
+        files = tuple(keep.file for keep in kept if keep.file is not None)
+        return Targets(tuple(keep.target() for keep in kept), data.size, places, files)
     except BaseException:
         for keep in kept:
             keep.drop()
         raise
+
+
+def _room(side: Side, first: Sequence[tuple[torch.Tensor, Any]], times: float, *, half: bool) -> list[_Kept]:
+    """A place for each output, by what the first of so many batches gave."""
+    pairs = zip(first, _floating(side), strict=True)
+    return [_Kept(len(v) * times, v.shape[-1], logits=logits, half=half) for (v, _), logits in pairs]
 
 
 def apart(side: Side, weights: Mapping[str, torch.Tensor], data: Dataset, targets: Targets) -> Apart:

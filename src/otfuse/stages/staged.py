@@ -195,8 +195,7 @@ class Staged:
         for name in self._order.stages:
             began = time.perf_counter()
             try:
-                with self.clock.stage(name):
-                    made = STAGES[name](self, weights)
+                made = STAGES[name](self, weights)
             except DivergedError as error:
                 if not undo:
                     raise

@@ -23,18 +23,19 @@ def distilled(run: Staged, weights: Weights) -> Weights | None:
     if planned.steps == 0 or (planned.steps is None and planned.seconds <= 0):
         run.note("nothing was distilled: the recipe leaves no steps or time for it (auto.steps, auto.budget)")
         return None
-    made = distil(
-        anchor.module,
-        weights,
-        Lesson(anchor.module, run.inputs, run.targets),
-        run.learned,
-        run.held,
-        planned,
-        caches=run.caches,
-        progress=run.kept,
-        run=run.fingerprint() if run.kept is not None else None,
-        on_step=lambda step, steps, _loss: run.tell("distil", step, steps),
-    )
+    with run.clock.stage("distil"):
+        made = distil(
+            anchor.module,
+            weights,
+            Lesson(anchor.module, run.inputs, run.targets),
+            run.learned,
+            run.held,
+            planned,
+            caches=run.caches,
+            progress=run.kept,
+            run=run.fingerprint() if run.kept is not None else None,
+            on_step=lambda step, steps, _loss: run.tell("distil", step, steps),
+        )
     if not made.steps:
         run.note(
             f"nothing was distilled: the budget of {recipe.auto.budget} left no time for it; give more, or --steps"

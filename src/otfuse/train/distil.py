@@ -100,27 +100,19 @@ def distil(
     every batch, and the steps are those of one process up to rounding. With ``progress`` a killed run goes on, to the same
     weights, if ``run`` (all that decides its result) is the same. Raises TrainError if the loss is not finite.
     """
-    began = time.perf_counter()
+    began, own = time.perf_counter(), dict(run or {})
     accelerator = start(course.options(1, RATES[0]))
     kept = progress if accelerator.is_main_process else None
-    worker = Worker(
-        _begun(model, weights, caches),
-        lesson,
-        course.options(1, RATES[0]),
-        accelerator,
-        own=True,
-        training=False,
-        betas=_BETAS,
-    )
+    options = course.options(1, RATES[0])
+    copy = _begun(model, weights, caches)
+    worker = Worker(copy, lesson, options, accelerator, own=True, training=False, betas=_BETAS)
     training = _Training(worker, weights, lesson, learned, held, course)
-    saved = None if progress is None else progress.load(dict(run or {}))
+    saved = None if progress is None else progress.load(own)
     accelerator.wait_for_everyone()  # nobody writes while another still reads
     with tidy(kept):
         if saved is None and kept is not None:
             kept.open()
-        if saved is None:
-            saved = training.planned(began)
-        made = training.trained(saved, kept, dict(run or {}), on_step)
+        made = training.trained(saved or training.planned(began), kept, own, on_step)
     worker.finish()
     return made
 
