@@ -42,7 +42,10 @@ def begun(
     if recipe.scheme not in DIRECT:
         from otfuse.stages.staged import Staged  # training is slow to import, and only stages train
 
-        return Staged(*given, tokens=tokens(), device=device, out=out)
+        staged = Staged(*given, tokens=tokens(), device=device, out=out)
+        if "otfusion" in recipe.model_fields_set:
+            staged.note(f"otfusion: recipe {recipe.scheme} does not read this section where there are inputs")
+        return staged
     job = Job(*given)
     if alone:
         job.note(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from otfuse.measure.room import require_room
 from otfuse.measure.targets import require_variety, split, together
 from otfuse.stages.guard import Guard
 from otfuse.stages.order import order
-from otfuse.stages.plan import stages_plan
+from otfuse.stages.plan import stages_mib, stages_plan
 from otfuse.stages.works import STAGES
 from otfuse.train.progress import Progress as Kept
 from otfuse.train.progress import hash_of_data, hash_of_weights
@@ -114,31 +115,13 @@ class Staged:
         """As :meth:`Job.run`: the start, the stages, then every tensor into ``sink``."""
         require_variety(self.inputs, f"recipe {self.recipe.scheme}")
         self._job.pairs()
-        require_room(
-            self.plan(verify=verify).memory_mib,
-            what=f"recipe {self.recipe.scheme}",
-            helps="a smaller distilled.batch_size, or a machine with more",
-        )
+        needed, helps = stages_mib(self.sides[0], self._order, self.recipe), "a smaller distilled.batch_size"
+        require_room(needed, what=f"recipe {self.recipe.scheme}", helps=f"{helps}, or a machine with more")
         began = time.perf_counter()
         weights, alignments, gate = self._start(verify=verify, keep=keep)
-        share = self.recipe.auto.held_back if self.recipe.scheme == "auto" else self.recipe.distilled.held_back
-        self.learned, self.held = split(self.inputs.size, share, self.recipe.seed)
-        if self.inputs.size < FEW:
-            self.note(
-                f"{self.inputs.size} inputs to learn from: {FEW} or more would help, and tell better what went wrong"
-            )
-        names = [parent.name for parent in self.parents]
-        with self.clock.stage("targets"):
-            self.targets = together(
-                self.sides,
-                self.weights,
-                self.inputs,
-                self._places,
-                names=names,
-                tell=lambda d, t: self.tell("targets", d, t),
-            )
-        with self.targets:
-            weights = self._staged(weights, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        with self._aimed():
+            weights = self._staged(weights, seconds)
         for name, tensor in weights.items():
             sink(name, [tensor.reshape(-1)])
         return alignments, gate
@@ -181,9 +164,21 @@ class Staged:
                 table.tensors[name] = anchor.weights[name].clone()
         return table.tensors, alignments, gate
 
-    def _staged(self, weights: Weights, seconds: float) -> Weights:
+    def _aimed(self) -> Targets:
+        """Which inputs are learned from and which held back, and what the parents predict together on all of them."""
+        size = self.inputs.size
+        share = self.recipe.auto.held_back if self.recipe.scheme == "auto" else self.recipe.distilled.held_back
+        self.learned, self.held = split(size, share, self.recipe.seed)
+        if size < FEW:
+            self.note(f"{size} inputs to learn from: {FEW} or more would help, and tell better what went wrong")
         names = [parent.name for parent in self.parents]
-        held = self.inputs.take(self.held)
+        with self.clock.stage("targets"):
+            tell = partial(self.tell, "targets")
+            self.targets = together(self.sides, self.weights, self.inputs, self._places, names=names, tell=tell)
+        return self.targets
+
+    def _staged(self, weights: Weights, seconds: float) -> Weights:
+        names, held = [parent.name for parent in self.parents], self.inputs.take(self.held)
         guard = Guard(self.sides, names, held, self.targets.part(self.held))
         guard.stage(self._order.name, weights, seconds, first=True, undo=False)
         if not torch.isfinite(torch.tensor(guard.rows[-1].figure)):
