@@ -52,8 +52,9 @@ def test_probabilities_are_averaged_where_they_count_and_figures_are_means_over_
     likeliest = log_p.gather(-1, wanted.argmax(-1, keepdim=True))
     assert figures.against.mean().item() == pytest.approx(-float(likeliest.mean()), rel=1e-5)
     assert figures.against[2] == 0
-    part = found.part(np.array([4, 1]))
-    torch.testing.assert_close(part.outputs[0].take(np.array([1])), output.take(np.array([1])))
+    some = apart(made, made.weights, DATA, found, np.array([1, 4, 5, 9, 10]))
+    share = places[[1, 4, 5, 9, 10]].sum() / 5 / (places.sum() / 11)
+    torch.testing.assert_close(some.against * share, figures.against[[1, 4, 5, 9, 10]])
 
 
 @pytest.mark.parametrize("entries", [1, 4])

@@ -133,6 +133,7 @@ def test_a_clearly_better_parent_is_told_with_figures_and_the_result_still_given
     monkeypatch.setitem(works.STAGES, "distilled", hostile)
     made = fuse(vits, MANY)
     assert made.report.compared[-1].kept, "only auto undoes"
+    assert "100 of 120 inputs were drawn: there is no time or step for more" in made.report.notes
     (told,) = [note for note in made.report.notes if "alone is clearly better" in note]
     better = min(made.report.compared[:2], key=lambda row: row.figure)
     assert f"{better.name} alone" in told

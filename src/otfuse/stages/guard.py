@@ -10,7 +10,9 @@ from otfuse.measure.targets import apart
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from otfuse.core.dataset import Dataset
     from otfuse.measure.probe import Side
@@ -27,8 +29,11 @@ class Guard:
     order of stages: this one undoes and tells, and chooses nothing).
     """
 
-    def __init__(self, parents: Sequence[Side], names: Sequence[str], data: Dataset, targets: Targets) -> None:
-        self._anchor, self._names, self._data, self._targets = parents[0], names, data, targets
+    def __init__(
+        self, parents: Sequence[Side], names: Sequence[str], data: Dataset, targets: Targets, held: NDArray[np.int64]
+    ) -> None:
+        self._anchor, self._names, self._held = parents[0], names, held
+        self._data, self._targets = data, targets
         self.by = (
             "cross-entropy in nats against the most likely class of the parents' mean prediction"
             if targets.distribution
@@ -77,7 +82,7 @@ class Guard:
         ]
 
     def _each(self, side: Side, weights: Mapping[str, torch.Tensor]) -> Apart:
-        return apart(side, weights, self._data, self._targets)
+        return apart(side, weights, self._data, self._targets, self._held)
 
 
 def _clearly_worse(one: Apart, other: Apart) -> bool:

@@ -63,17 +63,12 @@ def require_data(recipe: Recipe, data: object) -> None:
 def _order(recipe: Recipe) -> Order:
     if recipe.scheme in DIRECT:
         return Order(recipe, recipe.scheme)
-    if recipe.scheme == "auto":
+    start = START if recipe.scheme == "auto" else getattr(recipe, recipe.scheme).start
+    if recipe.scheme == "auto" or start == "auto":  # the fixed order
         first, middle = _begun(START, recipe), ("calibrated",) if "calibrated" in BUILT else ()
         return replace(first, stages=(*first.stages, *middle, "distilled"))
-    start: str = getattr(recipe, recipe.scheme).start
-    first = (
-        replace(_order(recipe.model_copy(update={"scheme": "auto"})), stages=())
-        if start == "auto"
-        else _begun(start, recipe)
-    )
-    middle = ("calibrated",) if start == "auto" and "calibrated" in BUILT else ()
-    return replace(first, stages=(*first.stages, *middle, recipe.scheme))
+    first = _begun(start, recipe)
+    return replace(first, stages=(*first.stages, recipe.scheme))
 
 
 def _begun(start: str, recipe: Recipe) -> Order:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def distilled(run: Staged, weights: Weights) -> Weights | None:
     """All weights trained towards what the parents predict together; the best on held-back inputs is given back."""
     anchor, recipe, planned = run.parents[0], run.recipe, course(run)
-    if planned.steps == 0 or (planned.steps is None and planned.seconds <= 0):
+    if planned.steps == 0 or (planned.steps is None and not recipe.auto.seconds):
         run.note("nothing was distilled: the recipe leaves no steps or time for it (auto.steps, auto.budget)")
         return None
     with run.clock.stage("distil"):
@@ -57,7 +57,7 @@ def course(run: Staged) -> Course:
     timed = run.recipe.scheme == "auto" and auto.steps is None
     steps = None if timed else auto.steps if run.recipe.scheme == "auto" else own.steps
     left = auto.seconds - run.elapsed() if timed else 0.0
-    return Course(steps, own.batch_size, rate, left, run.recipe.seed, run.device)
+    return Course(steps, own.batch_size, rate, left, run.recipe.seed, run.device, examples=run.inputs.size)
 
 
 STAGES: dict[str, Callable[[Staged, Weights], Weights | None]] = {"distilled": distilled}

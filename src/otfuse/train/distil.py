@@ -46,6 +46,7 @@ class Course:
     """How to distil: ``steps`` of ``batch_size``, or as many as ``seconds`` leave time for (steps None).
 
     ``learning_rate`` None: chosen on the held-back inputs. The same steps and seed give the same result.
+    ``examples`` is kept with the progress: how many inputs a caller chose, where a clock decided that.
     """
 
     steps: int | None = 500
@@ -55,6 +56,7 @@ class Course:
     seed: int = 0
     device: str | None = None
     save_every: int = 100
+    examples: int = 0
 
     def options(self, steps: int, learning_rate: float) -> FinetuneOptions:
         """AdamW without weight decay, gradients clipped at norm 1, a tenth of the steps to warm up, then a cosine."""
@@ -146,7 +148,8 @@ class _Training:
         given, tried = self.course.learning_rate, dict[float, float]()
         if given is None and steps:
             given, tried = searched(lambda rate: self.trial(rate, _trial_steps(steps)), RATES, 10**0.5, _LIMITS)
-        rates = {"rates": list(tried), "figures": list(tried.values()), "rate": given or RATES[0]}
+        rates: dict[str, Any] = {"rates": list(tried), "figures": list(tried.values()), "rate": given or RATES[0]}
+        rates["examples"] = self.course.examples
         return {"step": 0, "steps": steps, "before": before, "best_step": 0, "best_figure": before, "best": {}, **rates}
 
     def trained(
