@@ -15,6 +15,10 @@ class UsageError(OtfuseError):
     status = 2
 
 
+class UnequalError(UsageError):
+    """A scheme that joins models of equal sizes only is asked for others."""
+
+
 class RecipeError(OtfuseError):
     """A recipe names an unknown key, an unknown value, or values that contradict each other."""
 

@@ -12,12 +12,12 @@ from torch import nn
 from otfuse.core import recipe as recipes
 from otfuse.core.report import Report, Stage
 from otfuse.fusion.into import IntoModule
-from otfuse.fusion.job import Job
 from otfuse.io import card, writer
 from otfuse.io.fused import fused_files
 from otfuse.io.parents import Family
 from otfuse.measure.clock import Announcing, peak_mib
-from otfuse.stages.order import DIRECT, order, require_data, without_data
+from otfuse.stages.begin import begun, is_first, kept_beside
+from otfuse.stages.order import require_data
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from otfuse.core.graph import FlowGraph
     from otfuse.core.recipe import Recipe
     from otfuse.flow.proof.gate import Verification
+    from otfuse.fusion.job import Job
     from otfuse.measure.clock import Progress
     from otfuse.program.inputs import Inputs
     from otfuse.stages.staged import Staged
@@ -134,7 +135,8 @@ def fuse(
         family = Family(models, device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
         inputs = family.dataset(data)
     with family:
-        job = _job(family, checked, inputs, example_inputs, batch_size, clock, progress, device)
+        given = (family.parents, checked, inputs, example_inputs, batch_size, clock, progress)
+        job = begun(*given, tokens=family.special_tokens, device=device)
         into = IntoModule(models[0], family.anchor, lambda: job.caches)
         alignments, gate = job.run(into, verify=verify, keep=True)
         return Fused(into.module, _report(job, family, alignments, gate), tuple(a.maps for a in alignments))
@@ -170,53 +172,39 @@ def fuse_checkpoints(
         family = Family(names, device=device, plain=plain, **allowed)
         inputs = family.dataset(data, used=not plain)
     with family:
-        job = _job(family, recipe, inputs, None, batch_size, clock, progress, device, out)
+        given = (family.parents, recipe, inputs, None, batch_size, clock, progress)
+        job = begun(*given, tokens=family.special_tokens, device=device, out=out)
         if out is None:
             return _planned(job, verify=verify)
-        with ExitStack() as stack:
-            sink = stack.enter_context(fused_files(out, family.file_anchor, dtype=kind, shard_size=shard_size))
-            alignments, gate = job.run(sink, verify=verify)
-            with clock.stage("write"):
-                began, report = time.perf_counter(), _report(job, family, alignments, gate)
-                sink.texts = {"README.md": lambda: _card(report), "fusion.json": lambda: _figures(report, began)}
-                stack.close()
-            job.finish()
+        report = _written(job, family, out, verify=verify, dtype=kind, shard_size=shard_size)
     return Result(replace(report, stages=tuple(clock.stages)), None, out)
 
 
-def _job(
-    family: Family,
-    recipe: Recipe,
-    data: Dataset | None,
-    example_inputs: Inputs | None,
-    batch_size: int,
-    clock: Announcing,
-    progress: Progress | None,
-    device: str,
-    out: Path | None = None,
-) -> Job | Staged:
-    """The fusion that a recipe asks for: straight into the result, or by stages."""
-    if recipe.scheme == "auto" and data is None:
-        recipe = without_data(recipe)
-        family.notes.append(
-            "auto had no inputs to learn from and aligned weights alone; with 100 or more unlabelled images, or windows of "
-            "text (--data), the result would be far better"
-        )
-    order(recipe)  # what is not built is refused
-    given = (family.parents, recipe, data, example_inputs, batch_size, clock, progress)
-    if recipe.scheme in DIRECT:
-        return Job(*given)
-    from otfuse.stages.staged import Staged  # training is slow to import, and only stages train
+def _written(job: Job | Staged, family: Family, out: Path, *, verify: bool, **how: Any) -> Report:
+    """The fusion, written to ``out`` by the first process (of several, under ``accelerate launch``, each computes all but training)."""
+    with ExitStack() as stack:
+        if not is_first():
+            alignments, gate = job.run(lambda _name, _blocks: None, verify=verify)
+            return _report(job, family, alignments, gate)
+        sink = stack.enter_context(fused_files(out, family.file_anchor, **how))
+        alignments, gate = job.run(sink, verify=verify)
+        with job.clock.stage("write"):
+            began, report = time.perf_counter(), _report(job, family, alignments, gate)
+            sink.texts = {"README.md": lambda: _card(report), "fusion.json": lambda: _figures(report, began)}
+            stack.close()
+        job.finish()
+    return report
 
-    return Staged(*given, tokens=family.special_tokens(), device=device, out=out)
+
+def resumable(out: Path) -> bool:
+    """Whether a run to ``out`` that was cut off can go on."""
+    return kept_beside(out).saved
 
 
 def _forget(out: Path, *, restart: bool) -> None:
     """What a killed run left beside ``out`` goes where it is not wanted, or where its result was written whole."""
     if restart or (out / "fusion.json").is_file():
-        from otfuse.train.progress import Progress as Kept
-
-        Kept.beside(out).remove()
+        kept_beside(out).remove()
 
 
 def _report(

@@ -90,7 +90,9 @@ def test_the_order_of_the_sources_does_not_matter_and_their_spread_falls():
     aligner = Aligner(sides, Aligned(), (1 / 3,) * 3)
     assert all(later <= sooner + 1e-9 for sooner, later in zip(aligner.spreads, aligner.spreads[1:], strict=False))
     assert aligner.spreads[-1] < aligner.spreads[0]
-    one, other = (otfuse.fuse(m, "aligned", verify=False).model.state_dict() for m in (models, [models[0], *models[:0:-1]]))
+    one, other = (
+        otfuse.fuse(m, "aligned", verify=False).model.state_dict() for m in (models, [models[0], *models[:0:-1]])
+    )
     assert all(torch.allclose(tensor, other[name], atol=1e-9) for name, tensor in one.items())
 
 

@@ -182,7 +182,11 @@ class Aligner:
         return mean
 
     def _carried(self, name: str, i: int, part: torch.Tensor) -> torch.Tensor:
-        return part if i == 0 else carried(part, [(place, self._sources[i - 1].state[key]) for key, place in self.spaces.at[name]])
+        return (
+            part
+            if i == 0
+            else carried(part, [(place, self._sources[i - 1].state[key]) for key, place in self.spaces.at[name]])
+        )
 
     # -- several sources -----------------------------------------------------------------------------------------------
     def _together(self) -> None:
@@ -199,7 +203,9 @@ class Aligner:
                 if not others:
                     continue
                 problem, source = self._against(k, others), self._sources[k - 1]
-                found = Descent(problem, (self._squares[0], self._squares[k]), frozenset(self._fixed)).run(source.state, rounds=2)
+                found = Descent(problem, (self._squares[0], self._squares[k]), frozenset(self._fixed)).run(
+                    source.state, rounds=2
+                )
                 source.state = found.state
             if self.spreads[-1] - self._spread() <= _STILL * self.spreads[-1]:
                 break
@@ -212,7 +218,9 @@ class Aligner:
             for parts in zip(*(self._models[i].parts(name) for i in every), strict=True):
                 terms = [self._carried(name, i, part) for i, part in zip(every, parts, strict=True)]
                 mean = self._mean(name, every, parts)
-                total += sum(self._shares[i] * float((term - mean).square().sum()) for i, term in zip(every, terms, strict=True))
+                total += sum(
+                    self._shares[i] * float((term - mean).square().sum()) for i, term in zip(every, terms, strict=True)
+                )
         return total
 
     # -- what the report tells -------------------------------------------------------------------------------------------
@@ -223,7 +231,7 @@ class Aligner:
         ends: list[dict[str, float]] = []
         identity = Descent(problem, (1.0, 1.0)).identity()
         for state in (identity, source.state):
-            ends.append({name: 0.0 for name in problem.names})
+            ends.append(dict.fromkeys(problem.names, 0.0))
             for name, part in problem.tables(problem.names, state):
                 ends[-1][name] += part.distance()
         sizes = {name: sum(float(p.square().sum()) for p in self._models[0].parts(name)) for name in problem.names}
@@ -246,7 +254,9 @@ class Aligner:
         source = self._sources[number]
         if source.shared:
             least = min(source.cosine.values())
-            return (f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are",)
+            return (
+                f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are",
+            )
         return self.form.notes
 
 

@@ -20,7 +20,7 @@ from otfuse.solve.procrustes import balance, balance_factors
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from otfuse.align.elements import Element, Place
+    from otfuse.align.elements import Element
     from otfuse.align.spaces import Spaces
     from otfuse.core.symmetry import Symmetry
 

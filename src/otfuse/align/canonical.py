@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from otfuse.core.symmetry import Kind
-from otfuse.errors import UsageError
+from otfuse.errors import UnequalError
 from otfuse.flow.groups.canonical import CanonicalWeights
 from otfuse.flow.groups.find import Symmetries, symmetries
 
@@ -31,7 +31,7 @@ class Canonical:
 
 
 def canonical(sides: Sequence[Side], groups: str) -> Canonical:
-    """The form and the groups that hold in all models. UsageError if their widths differ.
+    """The form and the groups that hold in all models. UnequalError if their widths differ.
 
     Where a space has another kind in one model, or norms fold otherwise, only permutations are common.
     """
@@ -87,7 +87,7 @@ def _require_equal(sides: Sequence[Side]) -> None:
         for name, shape in ours.shapes.items():
             theirs = side.graph.shapes.get(name)
             if theirs is not None and theirs != shape and name not in ours.unread:
-                raise UsageError(
+                raise UnequalError(
                     f"aligned: {name} has shape {list(shape)} in the anchor and {list(theirs)} in source {number}; exact maps join "
                     "models of equal widths only, use a recipe of scheme otfusion (otfusion-wts) for these"
                 )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from otfuse.cli import options, output
-from otfuse.cli.problems import InterruptedRunError
+from otfuse.cli.problems import GOES_ON, InterruptedRunError
 
 
 def command(
@@ -89,9 +89,7 @@ def command(
                 trust_remote_code=trust_remote_code,
             )
         except KeyboardInterrupt:
-            raise InterruptedRunError(
-                "interrupted; give the same command again to go on from the last saved state"
-            ) from None
+            raise InterruptedRunError(GOES_ON) from None
     if as_json:
         output.emit(result, wrote=out)
         return

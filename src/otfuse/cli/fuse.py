@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from otfuse.cli import options, output
+from otfuse.cli.problems import GOES_ON, InterruptedRunError
 from otfuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,22 +77,27 @@ def command(
         from otfuse.io.writer import check_shard_size
 
         check_shard_size(shard_size)
-        result = pipeline.fuse_checkpoints(
-            anchor,
-            sources,
-            None if dry_run else out,
-            recipe=checked,
-            data=data,
-            device=device,
-            verify=not no_verify,
-            dtype=dtype,
-            shard_size=shard_size,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-            batch_size=batch_size,
-            restart=restart,
-            progress=progress,
-        )
+        try:
+            result = pipeline.fuse_checkpoints(
+                anchor,
+                sources,
+                None if dry_run else out,
+                recipe=checked,
+                data=data,
+                device=device,
+                verify=not no_verify,
+                dtype=dtype,
+                shard_size=shard_size,
+                allow_pickle=allow_pickle,
+                trust_remote_code=trust_remote_code,
+                batch_size=batch_size,
+                restart=restart,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            if out is not None and pipeline.resumable(out):
+                raise InterruptedRunError(GOES_ON) from None
+            raise
     if result.report is None:  # a dry run
         _print_plan(result, as_json=as_json)
     elif as_json:

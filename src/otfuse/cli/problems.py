@@ -10,6 +10,7 @@ from otfuse.cli.output import say
 from otfuse.errors import OtfuseError
 
 INTERRUPTED = "interrupted; nothing unfinished was left behind"
+GOES_ON = "interrupted; give the same command again to go on from the last saved state"
 _IN_PYTHON = (
     "; example_inputs are an argument of the Python functions, on the command line only 'otfuse fuse' takes inputs, by "
     "--data, and its --recipe vanilla needs no trace"

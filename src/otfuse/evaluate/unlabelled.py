@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from otfuse.core.dataset import Arrays
+
     Places = NDArray[np.bool_]
 
 
@@ -36,33 +38,19 @@ def unlabelled(
     some positions only, these count; padding never does. An encoder-decoder's second input is made from labels where it is
     missing. DataError if nothing counts.
     """
-    inputs, notes, places = dict(data.inputs), tuple[str, ...](), _labelled(data)
     paired = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    masked = isinstance(model, PreTrainedModel) and Kind.MASKED_TOKEN is declared(
-        tuple(base.__name__ for base in type(model).__mro__), getattr(model, "loss_type", None)
-    )
-    if masked and told(data) is None and "input_ids" in inputs:
+    asked, places, notes = data.inputs, _labelled(data), tuple[str, ...]()
+    if _is_masked(model) and told(data) is None and "input_ids" in data.inputs:
         try:
-            mask, special = mask_token(model, mask_token_id, special_ids, labelled=False)
+            tokens = mask_token(model, mask_token_id, special_ids, labelled=False)
         except DataError:
-            notes, places = (
-                (
-                    "no mask token is known, so predictions count at every token, seen or not: add the model's tokenizer",
-                ),
-                None,
+            places = None
+            notes = (
+                "no mask token is known, so predictions count at every token, seen or not: add the model's tokenizer",
             )
         else:
-            classes = int(inputs["input_ids"].max()) + 1
-            task = Task(
-                Kind.MASKED_TOKEN,
-                by_position=False,
-                classes=classes,
-                seed=seed,
-                mask_token_id=mask,
-                special_ids=special,
-            )
-            asked = task.batch(Dataset(inputs, None, data.counts), np.arange(data.size))
-            inputs, places = dict(asked.inputs), asked.targets != IGNORE
+            asked, places = _hidden(data, *tokens, seed)
+    inputs: dict[str, Any] = {name: array for name, array in asked.items() if name not in NOT_PASSED}
     if paired and data.labels is not None and not any(name.startswith("decoder_inp") for name in inputs):
         inputs |= _second(model, data.labels)
     if places is None:
@@ -70,8 +58,24 @@ def unlabelled(
         places = None if there is None or there.ndim != 2 else there != 0
     if places is not None and not places.any():
         raise DataError("the data leave nothing to predict: every token is padding, special or -100")
-    shown: dict[str, Any] = {name: array for name, array in inputs.items() if name not in NOT_PASSED}
-    return Dataset(shown, None, data.counts), None if places is None or places.all() else places, notes
+    return Dataset(inputs, None, data.counts), None if places is None or places.all() else places, notes
+
+
+def _is_masked(model: nn.Module) -> bool:
+    bases = tuple(base.__name__ for base in type(model).__mro__)
+    return (
+        isinstance(model, PreTrainedModel) and declared(bases, getattr(model, "loss_type", None)) is Kind.MASKED_TOKEN
+    )
+
+
+def _hidden(data: Dataset, mask: int, special: tuple[int, ...], seed: int) -> tuple[Arrays, Places]:
+    """Inputs with some tokens hidden, and where."""
+    classes = int(data.inputs["input_ids"].max()) + 1
+    task = Task(
+        Kind.MASKED_TOKEN, by_position=False, classes=classes, seed=seed, mask_token_id=mask, special_ids=special
+    )
+    batch = task.batch(Dataset(data.inputs, None, data.counts), np.arange(data.size))
+    return batch.inputs, batch.targets != IGNORE
 
 
 def _labelled(data: Dataset) -> Places | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from otfuse.align.aligned import Aligner, AlignedWalk
+from otfuse.align.aligned import AlignedWalk, Aligner
 from otfuse.align.pair import Pair
 from otfuse.align.plan import Task, needed_mib, plain_mib, plain_plan, plan
 from otfuse.align.scheme import measure, needs_data, set_aside, walk
+from otfuse.core import recipe as recipes
 from otfuse.core.graph import unreached
 from otfuse.core.report import Compared
-from otfuse.errors import DataError, UsageError
+from otfuse.errors import DataError, UnequalError, UsageError
 from otfuse.fusion.apply import complete, fused, mixed
 from otfuse.fusion.choose import best_regulariser
 from otfuse.fusion.differences import differences
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, int, int], None]
 
+UNEQUAL = "otfusion-wts"  # what takes models of any width
+
 
 class Sink(Protocol):
     """Takes fused tensors in any order: a module, a table in memory, the files of a checkpoint."""
@@ -61,8 +64,12 @@ class Job:
         progress: Progress | None,
         *,
         looks: bool | None = None,
+        yields: bool = False,
     ) -> None:
-        """``looks``: whether ``data`` are looked at, and so traced with; None: if the recipe needs them."""
+        """``looks``: whether ``data`` are looked at, and so traced with; None: if the recipe needs them.
+
+        ``yields``: scheme ``aligned`` gives way to the published method where models differ in size.
+        """
         if len(parents) < 2:  # an anchor and a source
             raise UsageError("fuse needs at least two models: an anchor and one or more sources")
         self.parents, self.recipe, self.clock = parents, recipe, clock
@@ -73,6 +80,7 @@ class Job:
         self._views = tuple(parent.weights for parent in parents)  # what is mixed, anchor first
         self.compared, self.compared_by = tuple[Compared, ...](), ""
         self.sides: list[Side] = []
+        self._yields = yields
         self.aligner: Aligner | None = None
         self._looks = data is not None and (needs_data(recipe) if looks is None else looks)
         self._notes = [note for parent in parents for note in parent.notes]
@@ -140,6 +148,10 @@ class Job:
         needed = needed_mib(pairs, self.recipe, self._task(verify=verify))
         require_room(needed, what="this fusion", helps=", ".join([*helps, "or a machine with more"]))
 
+    def note(self, *notes: str) -> None:
+        """For the report."""
+        self._notes += notes
+
     def finish(self) -> None:
         """The result is written: nothing was kept to go on from."""
 
@@ -167,7 +179,15 @@ class Job:
             return self._walks(pairs, measured, self._regulariser(pairs, measured), keep=keep, last=True)
         aside = set_aside(pairs[0].anchor, self.recipe) | self._lacking
         tell = lambda done, total: self._progress("measure", done, total)  # noqa: E731
-        aligner = Aligner(self.sides, self.recipe.aligned, self.weights, self.data, aside=aside, tell=tell)
+        try:
+            aligner = Aligner(self.sides, self.recipe.aligned, self.weights, self.data, aside=aside, tell=tell)
+        except UnequalError as error:
+            if not self._yields:
+                raise
+            self._notes.append(f"not aligned by exact maps, but by recipe {UNEQUAL}: {error}")
+            own = {"weights": self.weights, "seed": self.recipe.seed}
+            self.recipe = recipes.read(UNEQUAL, own)
+            return self._walks(pairs, measured, self._regulariser(pairs, measured), keep=keep, last=True)
         self.aligner, self._views = aligner, aligner.weights
         return [AlignedWalk(aligner, k, aside, keep=keep) for k in range(len(pairs))]
 

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     Places = NDArray[np.bool_]
     Tell = Callable[[int, int], None]
 
-_SHARE = 0.25  # of the free memory that targets may take; beyond, they lie in a file
+_SHARE = (
+    0.125  # of the free memory that targets may take (twice that while they are joined); beyond, they lie in a file
+)
 _LOWEST = -1e4  # of a log-probability: what a model rules out altogether (minus infinity) must not make 0 * infinity
 
 
@@ -64,16 +66,6 @@ class Targets:
     def distribution(self) -> bool:
         """Whether every output is a distribution."""
         return all(output.distribution for output in self.outputs)
-
-    def part(self, examples: NDArray[np.int64]) -> Targets:
-        """The targets of these examples, copied out."""
-        outputs = []
-        for output in self.outputs:
-            counts = output.starts[examples + 1] - output.starts[examples]
-            rows = [output.rows[output.starts[e] : output.starts[e + 1]] for e in examples]
-            starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-            outputs.append(Target(np.concatenate(rows), starts, output.distribution))
-        return Targets(tuple(outputs), len(examples), None if self.places is None else self.places[examples])
 
     def __enter__(self) -> Self:
         return self
@@ -112,53 +104,59 @@ def together(
     shapes, ResourceError where the disk is full.
     """
     called = list(names) or [f"model {i}" for i in range(len(found))]
-    runs = [Runner(side.program) for side in found]
-    logits = _floating(found[0])
-    kept: list[_Kept] = []
-    done = 0
+    runs, kept, done = [Runner(side.program) for side in found], list[_Kept](), 0
     try:
         for part, batch in probe_batches(found[0].program, data, tell):
-            rows = slice(done, done + part.real)
-            own = None if places is None else places[rows]
-            each = [
-                [_counted(o, part.size, part.real, own) for o in _outputs(run(side.weights, batch))]
-                for run, side in zip(runs, found, strict=True)
-            ]
+            own = None if places is None else places[done : done + part.real]
+            outputs = [_outputs(run(side.weights, batch)) for run, side in zip(runs, found, strict=True)]
+            each = [[_counted(output, part.size, part.real, own) for output in theirs] for theirs in outputs]
             _require_alike(each, called)
-            kept = kept or [
-                _Kept(len(values) / part.real * data.size, values.shape[-1], logits=own_logits, half=half)
-                for (values, _), own_logits in zip(each[0], logits, strict=True)
-            ]
-            for i, keep in enumerate(kept):
-                parts = [_prediction(theirs[i][0], logits=keep.logits) for theirs in each]
-                _require_finite(parts, each[0][i][1], called, done)
-                keep.add(sum(w * p for w, p in zip(weights, parts, strict=True)), each[0][i][1])
+            kept = kept or _room(found[0], each[0], data.size / part.real, half=half)
+            for keep, *theirs in zip(kept, *each, strict=True):
+                parts = [_prediction(values, logits=keep.logits) for values, _ in theirs]
+                _require_finite(parts, theirs[0][1], called, done)
+                keep.add(sum(w * p for w, p in zip(weights, parts, strict=True)), theirs[0][1])
             done += part.real
-        return Targets(
-            tuple(keep.target() for keep in kept), data.size, places, tuple(k.file for k in kept if k.file is not None)
-        )
+        files = tuple(keep.file for keep in kept if keep.file is not None)
+        return Targets(tuple(keep.target() for keep in kept), data.size, places, files)
     except BaseException:
         for keep in kept:
             keep.drop()
         raise
 
 
-def apart(side: Side, weights: Mapping[str, torch.Tensor], data: Dataset, targets: Targets) -> Apart:
-    """How far the model of ``side`` with these ``weights`` (by first stored name) is from the targets on ``data``."""
-    run, done = Runner(side.program), 0
-    sums = torch.zeros(2, len(targets.outputs), data.size, dtype=torch.float64)
-    for part, batch in probe_batches(side.program, data):
-        examples = np.arange(done, done + part.real)
-        own = None if targets.places is None else targets.places[examples]
+def _room(side: Side, first: Sequence[tuple[torch.Tensor, Any]], times: float, *, half: bool) -> list[_Kept]:
+    """A place for each output, by what the first of so many batches gave."""
+    pairs = zip(first, _floating(side), strict=True)
+    return [_Kept(len(v) * times, v.shape[-1], logits=logits, half=half) for (v, _), logits in pairs]
+
+
+def apart(
+    side: Side,
+    weights: Mapping[str, torch.Tensor],
+    data: Dataset,
+    targets: Targets,
+    examples: NDArray[np.int64] | None = None,
+) -> Apart:
+    """How far the model of ``side`` with these ``weights`` (by first stored name) is from the targets.
+
+    ``examples`` are the numbers of some of the data's examples, in order; None: all.
+    """
+    asked = np.arange(data.size) if examples is None else examples
+    run, done, chosen = Runner(side.program), 0, data if examples is None else data.take(examples)
+    sums = torch.zeros(2, len(targets.outputs), len(asked), dtype=torch.float64)
+    for part, batch in probe_batches(side.program, chosen):
+        numbers = asked[done : done + part.real]
+        own = None if targets.places is None else targets.places[numbers]
         for i, (output, target) in enumerate(zip(_outputs(run(weights, batch)), targets.outputs, strict=True)):
             values, counts = _counted(output, part.size, part.real, own)
-            wanted = target.take(examples).to(values.device)
+            wanted = target.take(numbers).to(values.device)
             gaps = torch.stack(gaps_of(values, wanted, distribution=target.distribution)).double().cpu()
-            index = torch.from_numpy(np.repeat(examples, counts))
+            index = torch.from_numpy(np.repeat(np.arange(done, done + part.real), counts))
             sums[:, i].index_add_(1, index, gaps)
         done += part.real
-    scale = torch.tensor([data.size / max(1, int(t.starts[-1])) for t in targets.outputs], dtype=torch.float64)
-    each = (sums * scale[:, None]).sum(1)
+    totals = [max(1, int((t.starts[asked + 1] - t.starts[asked]).sum())) for t in targets.outputs]
+    each = (sums * (len(asked) / torch.tensor(totals, dtype=torch.float64))[:, None]).sum(1)
     return Apart(each[0], each[1])
 
 

@@ -7,19 +7,12 @@ from typing import TYPE_CHECKING
 
 from otfuse.align import scheme as aligning
 from otfuse.core import recipe as recipes
-from otfuse.errors import DataError, RecipeError
+from otfuse.errors import DataError
 
 if TYPE_CHECKING:
     from otfuse.core.recipe import Recipe
 
-BUILT = frozenset(
-    {"average", "otfusion", "aligned", "refined", "distilled", "auto"}
-)  # a scheme joins here once its code does
-
-# `aligned` takes the place of both when it is built: what `auto` does without inputs, and what it starts from with them.
-WITHOUT_DATA = "otfusion-wts"
-START = "plain"
-
+WITHOUT_DATA = START = "aligned"  # what `auto` does without inputs, and what it starts from with them
 DIRECT = frozenset({"average", "otfusion", "aligned"})  # from maps straight to the result, tensor by tensor
 
 
@@ -32,50 +25,36 @@ class Order:
     stages: tuple[str, ...] = ()
 
 
-def order(recipe: Recipe) -> Order:
-    """Start and stages of a recipe. RecipeError if one of them is not built yet."""
-    found = _order(recipe)
-    for scheme in (*([found.start.scheme] if found.start is not None else []), *found.stages):
-        if scheme not in BUILT:
-            raise RecipeError(f"scheme {scheme!r} is not built yet; use one of {', '.join(sorted(BUILT))}")
-    return found
-
-
 def without_data(recipe: Recipe) -> Recipe:
     """What ``auto`` does where there are no inputs: a direct scheme, with what the recipe sets of it."""
     own = {key: getattr(recipe, key) for key in ("weights", "seed") if key in recipe.model_fields_set}
-    options = {f"otfusion.{key}": getattr(recipe.otfusion, key) for key in recipe.otfusion.model_fields_set}
+    options = {f"aligned.{key}": getattr(recipe.aligned, key) for key in recipe.aligned.model_fields_set}
     return recipes.read(WITHOUT_DATA, own | options)
 
 
 def require_data(recipe: Recipe, data: object) -> None:
-    """RecipeError for a scheme that is not built; DataError if one needs inputs and there are none."""
+    """DataError if a scheme needs inputs and there are none."""
     if recipe.scheme == "auto" and data is None:
         recipe = without_data(recipe)
     found = order(recipe)
     if found.stages and data is None:
         raise DataError(
             f"recipe {recipe.scheme} learns from unlabelled inputs and no data was given: give some (--data), say 100 or more "
-            "images or windows of text, or use a recipe that compares weights (otfusion-wts)"
+            "images or windows of text, or use a recipe that compares weights (aligned)"
         )
     if found.start is not None:
         aligning.require_data(found.start, data)
 
 
-def _order(recipe: Recipe) -> Order:
+def order(recipe: Recipe) -> Order:
+    """Start and stages of a recipe."""
     if recipe.scheme in DIRECT:
         return Order(recipe, recipe.scheme)
-    if recipe.scheme == "auto":
-        first, middle = _begun(START, recipe), ("calibrated",) if "calibrated" in BUILT else ()
-        return replace(first, stages=(*first.stages, *middle, "distilled"))
-    start: str = getattr(recipe, recipe.scheme).start
-    first = (
-        replace(_order(recipe.model_copy(update={"scheme": "auto"})), stages=())
-        if start == "auto"
-        else _begun(start, recipe)
-    )
-    middle = ("calibrated",) if start == "auto" and "calibrated" in BUILT else ()
-    return replace(first, stages=(*first.stages, *middle, recipe.scheme))
+    start = START if recipe.scheme == "auto" else getattr(recipe, recipe.scheme).start
+    if recipe.scheme == "auto" or start == "auto":  # the fixed order
+        return replace(_begun(START, recipe), stages=("calibrated", "distilled"))
+    first = _begun(start, recipe)
+    return replace(first, stages=(*first.stages, recipe.scheme))
 
 
 def _begun(start: str, recipe: Recipe) -> Order:
@@ -83,7 +62,7 @@ def _begun(start: str, recipe: Recipe) -> Order:
     if start == "anchor":
         return Order(None, start)
     if start in ("calibrated", "refined"):
-        return _order(recipe.model_copy(update={"scheme": start}))
+        return order(recipe.model_copy(update={"scheme": start}))
     if start == "plain":
         return Order(recipe.model_copy(update={"scheme": "average"}), start)
     features = "activations" if start == "aligned-acts" else "weights"

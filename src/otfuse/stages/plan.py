@@ -14,6 +14,7 @@ from otfuse.program.inputs import examples
 if TYPE_CHECKING:
     from otfuse.core.recipe import Recipe
     from otfuse.fusion.job import Job
+    from otfuse.measure.probe import Side
     from otfuse.measure.rates import Rates
     from otfuse.program.export import Program
     from otfuse.stages.order import Order
@@ -26,26 +27,35 @@ _TRIALS = 0.2  # of the steps, spent on learning rates and looks
 
 def stages_plan(job: Job, ordered: Order, recipe: Recipe, size: int, rates: Rates, *, verify: bool) -> Plan:
     """The plan of the start, then of each stage; time given as a budget is taken to be used up."""
-    base = job.plan(verify=verify)
-    side, parents = job.pairs()[0].anchor, len(job.parents)
-    shapes = side.graph.shapes
-    values = sum(prod(shape) for name, shape in shapes.items() if side.graph.ties.get(name, name) == name)
-    program = side.program
-    rows = _kept(program)[1]
-    forward = 2.0 * values * rows / rates.single  # seconds per example
+    base, side, parents = job.plan(verify=verify), job.pairs()[0].anchor, len(job.parents)
+    forward = 2.0 * _values(side) * _kept(side.program)[1] / rates.single  # seconds per example
     seconds = base.seconds + forward * size * parents
     told = [("start", ordered.name), ("targets", f"{parents} parents on {size} inputs")]
-    memory = activations(program, set()) + 2 * 4 * values
+    for stage in ordered.stages:
+        what = ""
+        if stage == "distilled":
+            timed = recipe.scheme == "auto" and recipe.auto.steps is None
+            steps = (recipe.auto.steps or 0) if recipe.scheme == "auto" else recipe.distilled.steps
+            batch = recipe.distilled.batch_size
+            seconds += recipe.auto.seconds if timed else forward * _PASSES * batch * steps * (1 + _TRIALS)
+            what = f"{f'what is left of {recipe.auto.budget}' if timed else f'{steps} steps'}, batches of {batch}"
+        told.append((stage, what))
+    memory = max(base.memory_mib, stages_mib(side, ordered, recipe))
+    return replace(base, memory_mib=memory, seconds=seconds, stages=tuple(told))
+
+
+def stages_mib(side: Side, ordered: Order, recipe: Recipe) -> float:
+    """The expected peak of the stages above what importing takes: weights, and a batch with all its values where one trains."""
+    values = 4.0 * _values(side)
+    memory = activations(side.program, set()) + 2 * values
     if "distilled" in ordered.stages:
-        timed = recipe.scheme == "auto" and recipe.auto.steps is None
-        steps = (recipe.auto.steps or 0) if recipe.scheme == "auto" else recipe.distilled.steps
-        batch = recipe.distilled.batch_size
-        memory = max(memory, _COPIES * 4.0 * values + _kept(program)[0] * batch)
-        seconds += recipe.auto.seconds if timed else forward * _PASSES * batch * steps * (1 + _TRIALS)
-        length = f"what is left of {recipe.auto.budget}" if timed else f"{steps} steps"
-        told.append(("distilled", f"{length}, batches of {batch}"))
-    told += [(name, "") for name in ordered.stages if name != "distilled"]
-    return replace(base, memory_mib=max(base.memory_mib, memory / _MIB), seconds=seconds, stages=tuple(told))
+        memory = max(memory, _COPIES * values + _kept(side.program)[0] * recipe.distilled.batch_size)
+    return memory / _MIB
+
+
+def _values(side: Side) -> int:
+    shapes, ties = side.graph.shapes, side.graph.ties
+    return sum(prod(shape) for name, shape in shapes.items() if ties.get(name, name) == name)
 
 
 def _kept(program: Program) -> tuple[float, float]:

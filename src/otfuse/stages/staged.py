@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from otfuse.core.report import Compared
 from otfuse.errors import DivergedError, TrainError
 from otfuse.evaluate.unlabelled import unlabelled
 from otfuse.fusion.job import Job
+from otfuse.measure.probe import probe_batches
 from otfuse.measure.rates import rates
 from otfuse.measure.room import require_room
 from otfuse.measure.targets import require_variety, split, together
+from otfuse.program.run import Runner
 from otfuse.stages.guard import Guard
 from otfuse.stages.order import order
-from otfuse.stages.plan import stages_plan
-from otfuse.stages.works import STAGES
+from otfuse.stages.plan import stages_mib, stages_plan
+from otfuse.stages.works import STAGES, course
 from otfuse.train.progress import Progress as Kept
 from otfuse.train.progress import hash_of_weights
 from otfuse.train.refine import Carried
@@ -33,6 +40,7 @@ if TYPE_CHECKING:
     from otfuse.fusion.job import Sink
     from otfuse.fusion.sides import Parent
     from otfuse.measure.clock import Clock
+    from otfuse.measure.probe import Side
     from otfuse.measure.targets import Targets
     from otfuse.program.inputs import Inputs
     from otfuse.program.state import Slot
@@ -85,12 +93,23 @@ class Staged:
         self.kept = None if out is None else Kept.beside(out)
         self._began, self._order, self._notes = time.perf_counter(), order(recipe), list[str]()
         self._given, self._places = data, None
+        self._print: dict[str, Any] | None = None
         if data is not None:
             data, self._places, told = unlabelled(parents[0].module, data, seed=recipe.seed, **tokens)
             self._notes += told
             self.inputs = data
         begin = self._order.start or recipe.model_copy(update={"scheme": "average"})
-        self._job = Job(parents, begin, data, example_inputs, batch_size, clock, progress, looks=data is not None)
+        self._job = Job(
+            parents,
+            begin,
+            data,
+            example_inputs,
+            batch_size,
+            clock,
+            progress,
+            looks=data is not None,
+            yields=recipe.scheme == "auto",
+        )
         self.weights, self.compared, self.compared_by = self._job.weights, tuple[Compared, ...](), ""
 
     @property
@@ -99,7 +118,7 @@ class Staged:
         return self._job.caches
 
     @property
-    def sides(self) -> Sequence[Any]:
+    def sides(self) -> Sequence[Side]:
         """Every parent traced, anchor first."""
         return self._job.sides
 
@@ -115,31 +134,13 @@ class Staged:
         """As :meth:`Job.run`: the start, the stages, then every tensor into ``sink``."""
         require_variety(self.inputs, f"recipe {self.recipe.scheme}")
         self._job.pairs()
-        require_room(
-            self.plan(verify=verify).memory_mib,
-            what=f"recipe {self.recipe.scheme}",
-            helps="a smaller distilled.batch_size, or a machine with more",
-        )
+        needed, helps = stages_mib(self.sides[0], self._order, self.recipe), "a smaller distilled.batch_size"
+        require_room(needed, what=f"recipe {self.recipe.scheme}", helps=f"{helps}, or a machine with more")
         began = time.perf_counter()
         weights, alignments, gate = self._start(verify=verify, keep=keep)
-        share = self.recipe.auto.held_back if self.recipe.scheme == "auto" else self.recipe.distilled.held_back
-        self.learned, self.held = split(self.inputs.size, share, self.recipe.seed)
-        if self.inputs.size < FEW:
-            self.note(
-                f"{self.inputs.size} inputs to learn from: {FEW} or more would help, and tell better what went wrong"
-            )
-        names = [parent.name for parent in self.parents]
-        with self.clock.stage("targets"):
-            self.targets = together(
-                self.sides,
-                self.weights,
-                self.inputs,
-                self._places,
-                names=names,
-                tell=lambda d, t: self.tell("targets", d, t),
-            )
-        with self.targets:
-            weights = self._staged(weights, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        with self._aimed():
+            weights = self._staged(weights, seconds)
         for name, tensor in weights.items():
             sink(name, [tensor.reshape(-1)])
         return alignments, gate
@@ -163,6 +164,13 @@ class Staged:
         """What the report says beside figures."""
         return (*self._notes, *self._job.notes(alignments))
 
+    def parents_in_basis(self) -> Sequence[Side]:
+        """All parents in the units of the fused model: where the start was aligned, as it carried them."""
+        aligner = self._job.aligner
+        if aligner is None or aligner.shared:
+            return self.sides
+        return [replace(side, weights=own) for side, own in zip(self.sides, aligner.carried(), strict=True)]
+
     def carried(self) -> Carried:
         """What the scheme `aligned` averages, and the groups that are left to move in."""
         aligner = self._job.aligner
@@ -172,9 +180,15 @@ class Staged:
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the result."""
+        if self._print is None:
+            self._print = self._fingerprint()
+        return self._print
+
+    def _fingerprint(self) -> dict[str, Any]:
         parents = [hash_of_weights((n, p.weights[n]) for n in sorted(p.weights.alike)) for p in self.parents]
         recipe = self.recipe.model_dump(mode="json")
-        return {"parents": parents, "data": self.inputs.digest(), "weights": list(self.weights), "recipe": recipe}
+        assert self._given is not None  # there are inputs where something is learned
+        return {"parents": parents, "data": self._given.digest(), "weights": list(self.weights), "recipe": recipe}
 
     def _start(self, *, verify: bool, keep: bool) -> tuple[Weights, list[Alignment], dict[str, float] | None]:
         """The weights that the first stage is given; what no prediction reads is the anchor's."""
@@ -189,10 +203,51 @@ class Staged:
                 table.tensors[name] = anchor.weights[name].clone()
         return table.tensors, alignments, gate
 
+    def _aimed(self) -> Targets:
+        """Which inputs are learned from and which held back, and what the parents predict together on all of them."""
+        share = self.recipe.auto.held_back if self.recipe.scheme == "auto" else self.recipe.distilled.held_back
+        self._draw(share)
+        size = self.inputs.size
+        self.learned, self.held = split(size, share, self.recipe.seed)
+        if size < FEW:
+            self.note(f"{size} inputs to learn from: {FEW} or more would help, and tell better what went wrong")
+        names = [parent.name for parent in self.parents]
+        with self.clock.stage("targets"):
+            tell = partial(self.tell, "targets")
+            self.targets = together(self.sides, self.weights, self.inputs, self._places, names=names, tell=tell)
+        return self.targets
+
+    def _draw(self, share: float) -> None:
+        """No more inputs than can be learned from: a part of them, drawn by the seed."""
+        planned, size, most = course(self), self.inputs.size, self.inputs.size
+        if self._order.stages[-1] != "distilled":
+            return
+        if planned.steps is not None:
+            most = math.ceil(planned.steps * planned.batch_size / (1 - share))
+        elif self.kept is not None and self.kept.saved:
+            most = int((self.kept.load(self.fingerprint()) or {}).get("examples", size))
+        elif "WORLD_SIZE" not in os.environ:  # processes must not draw by clocks of their own
+            most = self._affordable(planned.seconds)
+        most = max(FEW, most)
+        if most >= size:
+            return
+        numbers = np.sort(np.random.default_rng([self.recipe.seed, size]).permutation(size)[:most])
+        self.inputs = self.inputs.take(numbers)
+        self._places = None if self._places is None else self._places[numbers]
+        self.note(f"{most} of {size} inputs were drawn: there is no time or step for more")
+
+    def _affordable(self, seconds: float) -> int:
+        """How many inputs the parents predict in their part of the seconds, by the time of one batch (the first of two is slower)."""
+        (part, batch), parents = next(probe_batches(self.sides[0].program, self.inputs)), len(self.sides)
+        for _ in range(2):
+            began = time.perf_counter()
+            for side in self.sides:
+                Runner(side.program)(side.weights, batch)
+        return int(seconds * parents / (parents + 3) / (time.perf_counter() - began) * part.size)
+
     def _staged(self, weights: Weights, seconds: float) -> Weights:
         names = [parent.name for parent in self.parents]
-        held = self.inputs.take(self.held)
-        guard = Guard(self.sides, names, held, self.targets.part(self.held))
+        guard = Guard(self.sides, names, self.inputs, self.targets, self.held)
         guard.stage(self._order.name, weights, seconds, first=True, undo=False)
         if not torch.isfinite(torch.tensor(guard.rows[-1].figure)):
             raise TrainError(
@@ -203,8 +258,7 @@ class Staged:
         for name in self._order.stages:
             began = time.perf_counter()
             try:
-                with self.clock.stage(name):
-                    made = STAGES[name](self, weights)
+                made = STAGES[name](self, weights)
             except DivergedError as error:
                 if not undo:
                     raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from otfuse.calibrate.run import calibrate, same_steps
 from otfuse.train.distil import Course, distil
 from otfuse.train.lesson import Lesson
 from otfuse.train.refine import RATES, refine
@@ -25,21 +26,22 @@ _STEPS = 200  # of refining, where the recipe leaves it open; it stops early
 def distilled(run: Staged, weights: Weights) -> Weights | None:
     """All weights trained towards what the parents predict together; the best on held-back inputs is given back."""
     anchor, recipe, planned = run.parents[0], run.recipe, course(run)
-    if planned.steps == 0 or (planned.steps is None and planned.seconds <= 0):
+    if planned.steps == 0 or (planned.steps is None and not recipe.auto.seconds):
         run.note("nothing was distilled: the recipe leaves no steps or time for it (auto.steps, auto.budget)")
         return None
-    made = distil(
-        anchor.module,
-        weights,
-        Lesson(anchor.module, run.inputs, run.targets),
-        run.learned,
-        run.held,
-        planned,
-        caches=run.caches,
-        progress=run.kept,
-        run=run.fingerprint() if run.kept is not None else None,
-        on_step=lambda step, steps, _loss: run.tell("distil", step, steps),
-    )
+    with run.clock.stage("distil"):
+        made = distil(
+            anchor.module,
+            weights,
+            Lesson(anchor.module, run.inputs, run.targets),
+            run.learned,
+            run.held,
+            planned,
+            caches=run.caches,
+            progress=run.kept,
+            run=run.fingerprint() if run.kept is not None else None,
+            on_step=lambda step, steps, _loss: run.tell("distil", step, steps),
+        )
     if not made.steps:
         run.note(
             f"nothing was distilled: the budget of {recipe.auto.budget} left no time for it; give more, or --steps"
@@ -56,7 +58,7 @@ def course(run: Staged) -> Course:
     timed = run.recipe.scheme == "auto" and auto.steps is None
     steps = None if timed else auto.steps if run.recipe.scheme == "auto" else own.steps
     left = auto.seconds - run.elapsed() if timed else 0.0
-    return Course(steps, own.batch_size, rate, left, run.recipe.seed, run.device)
+    return Course(steps, own.batch_size, rate, left, run.recipe.seed, run.device, examples=run.inputs.size)
 
 
 def refined(run: Staged, weights: Weights) -> Weights:
@@ -65,20 +67,49 @@ def refined(run: Staged, weights: Weights) -> Weights:
     rate = None if own.learning_rate == "auto" else own.learning_rate
     steps = _STEPS if own.steps == "auto" else own.steps
     carried = run.carried()
-    found, made = refine(
-        run.parents[0].module,
-        carried,
-        Lesson(run.parents[0].module, run.inputs, run.targets),
-        run.learned,
-        run.held,
-        Course(steps, own.batch_size, rate, 0.0, run.recipe.seed, run.device, rates=RATES),
-        soft=own.soft == "units",
-        progress=run.kept,
-        run=run.fingerprint() if run.kept is not None else None,
-        on_step=lambda step, steps, _loss: run.tell("refine", step, steps),
-    )
+    with run.clock.stage("refine"):
+        found, made = refine(
+            run.parents[0].module,
+            carried,
+            Lesson(run.parents[0].module, run.inputs, run.targets),
+            run.learned,
+            run.held,
+            Course(steps, own.batch_size, rate, 0.0, run.recipe.seed, run.device, rates=RATES),
+            soft=own.soft == "units",
+            progress=run.kept,
+            run=run.fingerprint() if run.kept is not None else None,
+            on_step=lambda step, steps, _loss: run.tell("refine", step, steps),
+        )
     run.note(told("refined", made, min(own.batch_size, len(run.learned))))
     return {name: found[name].to(own.dtype) if name in found else own for name, own in weights.items()}
+
+
+def calibrated(run: Staged, weights: Weights) -> Weights | None:
+    """Every linear layer solved again in closed form. Where nothing follows that learns, no inputs are kept back from it."""
+    parents, recipe = run.parents_in_basis(), run.recipe
+    if not all(same_steps(parents[0].program, side.program) for side in parents):
+        run.note(
+            "nothing was calibrated: the models differ in size or operators, and layers are solved only between equal ones"
+        )
+        return None
+    alone = recipe.scheme == "calibrated"
+    data = run.inputs if alone else run.inputs.take(run.learned)
+    if alone:
+        run.note(
+            "all inputs were calibrated with: figures of stages on held-back inputs are of inputs that it has seen"
+        )
+    with run.clock.stage("calibrate"):
+        made = calibrate(
+            parents,
+            weights,
+            data,
+            recipe.calibrated,
+            run.weights,
+            lambda done, total: run.tell("calibrate", done, total),
+            names=[parent.name for parent in run.parents],
+        )
+    run.note(*made.notes)
+    return {name: made.weights.get(name, own).to(own.dtype) for name, own in weights.items()}
 
 
 def told(what: str, made: Distilled, batch: int) -> str:
@@ -91,4 +122,8 @@ def told(what: str, made: Distilled, batch: int) -> str:
     )
 
 
-STAGES: dict[str, Callable[[Staged, Weights], Weights | None]] = {"distilled": distilled, "refined": refined}
+STAGES: dict[str, Callable[[Staged, Weights], Weights | None]] = {
+    "calibrated": calibrated,
+    "distilled": distilled,
+    "refined": refined,
+}

@@ -46,6 +46,7 @@ class Course:
     """How to distil: ``steps`` of ``batch_size``, or as many as ``seconds`` leave time for (steps None).
 
     ``learning_rate`` None: chosen on the held-back inputs. The same steps and seed give the same result.
+    ``examples`` is kept with the progress: how many inputs a caller chose, where a clock decided that.
     """
 
     steps: int | None = 500
@@ -55,6 +56,7 @@ class Course:
     seed: int = 0
     device: str | None = None
     save_every: int = 100
+    examples: int = 0
     rates: tuple[float, ...] = RATES
 
     def options(self, steps: int, learning_rate: float) -> FinetuneOptions:
@@ -94,35 +96,27 @@ def distil(
     progress: Progress | None = None,
     run: Mapping[str, Any] | None = None,
     on_step: OnStep | None = None,
-    own: bool = False,
+    fresh: bool = True,
 ) -> Distilled:
-    """Trains a copy of ``model`` (itself, if it is the trainer's ``own``) that begins with ``weights`` on the examples ``learned``, judged on those ``held`` back.
+    """Trains a copy of ``model`` (itself, unless ``fresh``) that begins with ``weights`` on the examples ``learned``, judged on those ``held`` back.
 
     Modules are as in evaluation: no dropout, no new statistics of batches. Under ``accelerate launch`` the processes share
     every batch, and the steps are those of one process up to rounding. With ``progress`` a killed run goes on, to the same
     weights, if ``run`` (all that decides its result) is the same. Raises TrainError if the loss is not finite.
     """
-    began = time.perf_counter()
+    began, own = time.perf_counter(), dict(run or {})
     accelerator = start(course.options(1, course.rates[0]))
     kept = progress if accelerator.is_main_process else None
-    worker = Worker(
-        _begun(model if own else copied(model, caches), weights),
-        lesson,
-        course.options(1, course.rates[0]),
-        accelerator,
-        own=True,
-        training=False,
-        betas=_BETAS,
-    )
+    options = course.options(1, course.rates[0])
+    copy = _begun(copied(model, caches) if fresh else model, weights)
+    worker = Worker(copy, lesson, options, accelerator, own=True, training=False, betas=_BETAS)
     training = _Training(worker, weights, lesson, learned, held, course)
-    saved = None if progress is None else progress.load(dict(run or {}))
+    saved = None if progress is None else progress.load(own)
     accelerator.wait_for_everyone()  # nobody writes while another still reads
     with tidy(kept):
         if saved is None and kept is not None:
             kept.open()
-        if saved is None:
-            saved = training.planned(began)
-        made = training.trained(saved, kept, dict(run or {}), on_step)
+        made = training.trained(saved or training.planned(began), kept, own, on_step)
     worker.finish()
     return made
 
@@ -158,7 +152,12 @@ class _Training:
             given, tried = searched(
                 lambda rate: self.trial(rate, _trial_steps(steps)), self.course.rates, 10**0.5, _LIMITS
             )
-        rates = {"rates": list(tried), "figures": list(tried.values()), "rate": given or self.course.rates[0]}
+        rates: dict[str, Any] = {
+            "rates": list(tried),
+            "figures": list(tried.values()),
+            "rate": given or self.course.rates[0],
+        }
+        rates["examples"] = self.course.examples
         return {"step": 0, "steps": steps, "before": before, "best_step": 0, "best_figure": before, "best": {}, **rates}
 
     def trained(

@@ -86,7 +86,7 @@ def refine(
             "or recipe distilled"
         )
     start = {name: p.detach().clone() for name, p in averaged.named_parameters()}
-    made = distil(averaged, start, lesson, learned, held, course, own=True, **running)
+    made = distil(averaged, start, lesson, learned, held, course, fresh=False, **running)
     fill(averaged, made.weights)
     with torch.no_grad():
         return averaged.weights(), made

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import small_distil as small
+from otfuse.errors import OtfuseError
+from otfuse.train.distil import Distilled
+from otfuse.train.finetune import batch_rows
+from otfuse.train.progress import Progress
+
+SCRIPT = Path(small.__file__)
+
+
+def run(out, weights, kill="never", number=0, launcher=()):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*(launcher or [sys.executable]), str(SCRIPT), str(out), str(weights), kill, str(number)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return small.parts()
+
+
+@pytest.fixture(scope="module")
+def whole(parts) -> Distilled:
+    """An uninterrupted run whose learning rate is chosen."""
+    return small.run(parts, course=small.course(learning_rate=None))
+
+
+def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path, parts, whole):
+    for kill, number, done in (("step", 5, 4), ("save", 4, 4)):  # the first save is the plan, the fourth is never whole
+        out, weights = tmp_path / kill, tmp_path / f"{kill}.pt"
+        killed = run(out, weights, kill, number)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert not weights.exists()
+        again = small.run(parts, progress=Progress.beside(out), run={"one": 1}, course=small.course(learning_rate=None))
+        assert again.resumed_from == done
+        assert (again.learning_rate, again.best, again.rates) == (whole.learning_rate, whole.best, whole.rates)
+        same(again.weights, whole.weights)
+        with pytest.raises(OtfuseError, match=r"another run \(one differ\); delete the folder or pass --restart"):
+            small.run(parts, progress=Progress.beside(out), run={"one": 2})
+        Progress.beside(out).remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_distil_as_one(tmp_path, whole):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher += ["--main_process_port", str(port)]
+    done = run(tmp_path / "out", tmp_path / "two.pt", launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    two = torch.load(tmp_path / "two.pt")
+    assert (two.pop("processes"), two.pop("rate"), two.pop("best")) == (2, whole.learning_rate, whole.best)
+    for name, tensor in whole.weights.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_one_step_is_that_of_torch(parts):
+    course = small.course(steps=1, batch_size=len(parts.learned), learning_rate=0.03)
+    made = small.run(parts, course=course)
+    own = copy.deepcopy(parts.model).eval()
+    own.load_state_dict(parts.weights)
+    optimizer = torch.optim.AdamW(own.parameters(), lr=0.03, betas=(0.9, 0.98), weight_decay=0.0)
+    rows, _ = batch_rows(0, len(parts.learned), course.options(1, 0.03))
+    rows = parts.learned[rows]
+    ids, places = torch.from_numpy(parts.data.inputs["input_ids"][rows]), torch.from_numpy(parts.places[rows])
+    with torch.no_grad():
+        teachers = [torch.func.functional_call(own, dict(s.weights), (ids,)).softmax(-1) for s in parts.sides]
+    wanted = (sum(teachers) / 2)[places]
+    nn.functional.kl_div(own(ids)[places].log_softmax(-1), wanted, reduction="batchmean").backward()
+    nn.utils.clip_grad_norm_(own.parameters(), 1.0)
+    optimizer.step()
+    assert made.best == 1
+    for name, tensor in own.state_dict().items():
+        torch.testing.assert_close(made.weights[name], tensor, atol=2e-4, rtol=0)  # targets are kept in half precision
+    assert (own.head.weight - parts.weights["head.weight"]).abs().max() > 0.02
+
+
+def test_it_learns_and_the_same_seed_gives_the_same(parts, whole):
+    assert whole.after < 0.7 * whole.before
+    assert 0 < whole.best <= whole.steps == small.STEPS
+    assert whole.learning_rate == min(whole.rates, key=whole.rates.__getitem__)
+    again = small.run(parts, course=small.course(learning_rate=None))
+    same(again.weights, whole.weights)
+    other = small.run(parts, course=small.course(learning_rate=whole.learning_rate, seed=5))
+    assert not torch.equal(other.weights["head.weight"], whole.weights["head.weight"])
+
+
+def test_what_gets_worse_gives_the_start_back(parts):
+    made = small.run(parts, course=small.course(learning_rate=30.0))
+    assert (made.best, made.after) == (0, made.before)
+    same(made.weights, parts.weights)
+
+
+def test_training_stops_when_nothing_gets_better(parts):
+    seen = []
+    small.run(parts, course=small.course(steps=200, learning_rate=30.0), on_step=lambda *a: seen.append(a[0]))
+    assert seen[-1] == 60, "six looks of twenty"
+
+
+def test_a_start_that_is_not_finite_is_one_sentence(tmp_path, parts):
+    broken = {**parts.weights, "head.bias": torch.full_like(parts.weights["head.bias"], torch.nan)}
+    with pytest.raises(OtfuseError, match="is not finite; take another start"):
+        small.run(parts, weights=broken, progress=Progress.beside(tmp_path / "out"), run={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_are_fixed_once_from_the_seconds_that_are_left(parts, tmp_path):
+    assert small.run(parts, course=small.course(steps=None, seconds=1e-6)).steps == 0
+    progress, stopped = Progress.beside(tmp_path / "out"), []
+
+    def stop(step, steps, _loss):
+        stopped.append(steps)
+        raise KeyboardInterrupt
+
+    timed = small.course(steps=None, seconds=2.0)
+    with pytest.raises(KeyboardInterrupt):
+        small.run(parts, course=timed, progress=progress, run={}, on_step=stop)
+    again = small.run(parts, course=small.course(steps=None, seconds=1e-6), progress=progress, run={})
+    assert again.steps == stopped[0] > 0, "the clock of the first run decides"
+    assert small.run(parts, course=small.course(steps=again.steps)).best == again.best
+
+
+def test_batches_count_what_counts(parts):
+    batch = parts.lesson.batch(np.array([3, 0, 20]))
+    assert batch.count == parts.places[[3, 0, 20]].sum()
+    assert (batch.examples, batch.take(slice(1, 2)).count) == (3, parts.places[0].sum())
