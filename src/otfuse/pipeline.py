@@ -72,7 +72,7 @@ def trace(
 ) -> FlowGraph:
     """The flow graph of a module or checkpoint; inputs are made from a Hugging Face config when None.
 
-    With ``groups="full"`` every space has the largest exact group of the model's canonical form (docs/method.md, 5).
+    With ``groups="full"`` every space has the largest exact group of the model's canonical form (docs/method.md, 4.3).
     """
     from otfuse.flow.groups.find import symmetries, with_groups
     from otfuse.fusion.sides import traced

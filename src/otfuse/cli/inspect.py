@@ -66,9 +66,9 @@ def as_object(graph: FlowGraph, verification: Any) -> dict[str, Any]:
             "size": s.size,
             "copies": s.copies,
             "group": str(s.group),
-            "exact": s.exact,
             "pinned": s.pinned,
             "members": [{"tensor": m.tensor, "axis": m.axis, "role": str(m.role)} for m in s.members],
+            "exact": s.exact,
         }
         for s in graph.spaces
     ]

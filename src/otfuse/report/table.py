@@ -198,7 +198,7 @@ def _compared(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _alike(space: Space) -> tuple[Any, ...]:
     members = sorted((masked(m.tensor), m.axis, str(m.role)) for m in space.members)
-    return space.kind, space.size, space.copies, space.group, space.pinned, tuple(members)
+    return space.kind, space.size, space.copies, space.group, space.exact, space.pinned, tuple(members)
 
 
 def _times(count: int) -> str:

@@ -57,7 +57,7 @@ class Symmetries(NamedTuple):
 
 
 def symmetries(side: Modelled, *, groups: str = "full", seed: int = 0) -> Symmetries:
-    """The largest exact group of every space of a model, on its canonical form (docs/method.md, 5).
+    """The largest exact group of every space of a model, on its canonical form (docs/method.md, 4.3).
 
     ``CanonicalWeights(side.weights, folds, side.graph.ties)`` is that form. Everything is tried on weights drawn anew, so
     that nothing passes because a gain is still one, and held to on the real ones; an element changes the outputs by less than
