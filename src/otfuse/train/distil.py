@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 RATES = (10**-3.5, 1e-3)  # learning rates that are tried first; further ones half a decade beyond the better
 _LIMITS = (1e-6, 2e-2)
 _BETAS = (0.9, 0.98)  # of AdamW: runs are short, and the second moment must follow
+_NEARLY = 0.1  # of what the best rate gains in its trial
 _LOOKS = 20  # how often the held-back inputs are looked at
 _PATIENCE = 6  # looks without anything better, after which training stops
 _JUDGED_AT_ONCE = 64
@@ -142,14 +143,15 @@ class _Training:
                 "distilling cannot begin: what the fused model predicts for the held-back inputs is not finite; take another "
                 "start (distilled.start), or check the parents' weights"
             )
-        steps = self.course.steps
+        steps, every = self.course.steps, 0
         if steps is None:
-            steps = self.affordable(began)
+            steps, every = self.affordable(began)
         given, tried = self.course.learning_rate, dict[float, float]()
         if given is None and steps:
-            given, tried = searched(lambda rate: self.trial(rate, _trial_steps(steps)), RATES, 10**0.5, _LIMITS)
+            _, tried = searched(lambda rate: self.trial(rate, _trial_steps(steps)), RATES, 10**0.5, _LIMITS)
+            given = _largest(tried, before)
         rates: dict[str, Any] = {"rates": list(tried), "figures": list(tried.values()), "rate": given or RATES[0]}
-        rates["examples"] = self.course.examples
+        rates |= {"examples": self.course.examples, "every": every or _every(steps)}
         return {"step": 0, "steps": steps, "before": before, "best_step": 0, "best_figure": before, "best": {}, **rates}
 
     def trained(
@@ -171,7 +173,7 @@ class _Training:
         )
         if not steps:
             return made
-        options, every = self.course.options(steps, rate), _every(steps)
+        options, every = self.course.options(steps, rate), at["every"]
         if "model" in at:
             self.worker.restore(at)
         elif progress is not None:
@@ -218,22 +220,26 @@ class _Training:
         self.worker.begin_anew(self.weights)
         return figure if math.isfinite(figure) else math.inf
 
-    def affordable(self, began: float) -> int:
-        """Steps that the seconds leave time for, by the time of a first one and of a first look, trials and looks included."""
+    def affordable(self, began: float) -> tuple[int, int]:
+        """Steps that the seconds leave time for, and how many lie between two looks, by the time of first ones.
+
+        Trials and looks are counted; looks take a fifth of the time at most.
+        """
         self.update(0, RATES[0])  # the first is slower
-        times = [time.perf_counter()]
-        self.update(1, RATES[0])
-        times.append(time.perf_counter())
+        times = []
+        for number in range(1, 4):
+            at = time.perf_counter()
+            self.update(number, RATES[0])
+            times.append(time.perf_counter() - at)
+        at = time.perf_counter()
         self.judged()
-        times.append(time.perf_counter())
         self.worker.begin_anew(self.weights)
-        step, look = times[1] - times[0], times[2] - times[1]
+        step, look, now = sorted(times)[1], time.perf_counter() - at, time.perf_counter()
         trials = 0 if self.course.learning_rate is not None else len(RATES) + 1
-        left = self.course.seconds - (times[2] - began) - look * trials
-        found = max(0, int(left / (step + look / 3)))  # a run of few steps looks at every one
-        while found and _cost(found, trials, step, look) > left:
-            found = int(found * 0.95)
-        return int(self.agreed(float(found)))
+        left = self.course.seconds - (now - began) - trials * (look + _trial_steps(0) * step)
+        share = 0.8 / (1 + trials * 0.05)  # a trial takes a twentieth of the steps
+        count = round(self.agreed(max(0.0, left * share / step)))
+        return count, round(self.agreed(max(_every(count), 4 * look / step, 1.0)))
 
     def agreed(self, number: float) -> float:
         """The mean over processes: decisions must not differ by rounding or by clocks."""
@@ -265,6 +271,9 @@ def _trial_steps(steps: int) -> int:
     return min(20, max(3, steps // 20))
 
 
-def _cost(steps: int, trials: int, step: float, look: float) -> float:
-    """Seconds of a run: its steps, its trials, its looks."""
-    return step * (steps + trials * _trial_steps(steps)) + look * (steps / _every(steps) + 1)
+def _largest(tried: Mapping[float, float], before: float) -> float:
+    """The largest rate that does nearly as well as the best: trials are short, which favours small ones (arXiv 1803.02021)."""
+    best = min(tried.values())
+    if not math.isfinite(best):
+        return min(tried)
+    return max(rate for rate, figure in tried.items() if figure <= best + _NEARLY * max(0.0, before - best))
