@@ -37,6 +37,7 @@ RATES = (10**-3.5, 1e-3)  # learning rates that are tried first; further ones ha
 _LIMITS = (1e-6, 2e-2)
 _BETAS = (0.9, 0.98)  # of AdamW: runs are short, and the second moment must follow
 _NEARLY = 0.1  # of what the best rate gains in its trial
+_WORTH_TRIALS = 30  # steps; with fewer left by a budget the last of the rates is taken untried
 _LOOKS = 20  # how often the held-back inputs are looked at
 _PATIENCE = 6  # looks without anything better, after which training stops
 _JUDGED_AT_ONCE = 64
@@ -143,14 +144,14 @@ class _Training:
                 "distilling cannot begin: what the fused model predicts for the held-back inputs is not finite; take another "
                 "start (distilled.start), or check the parents' weights"
             )
-        steps, every = self.course.steps, 0
+        steps, every, choose = self.course.steps, 0, True
         if steps is None:
-            steps, every = self.affordable(began)
+            steps, every, choose = self.affordable(began)
         given, tried = self.course.learning_rate, dict[float, float]()
-        if given is None and steps:
+        if given is None and steps and choose:
             _, tried = searched(lambda rate: self.trial(rate, _trial_steps(steps)), RATES, 10**0.5, _LIMITS)
             given = _largest(tried, before)
-        rates: dict[str, Any] = {"rates": list(tried), "figures": list(tried.values()), "rate": given or RATES[0]}
+        rates: dict[str, Any] = {"rates": list(tried), "figures": list(tried.values()), "rate": given or RATES[-1]}
         rates |= {"examples": self.course.examples, "every": every or _every(steps)}
         return {"step": 0, "steps": steps, "before": before, "best_step": 0, "best_figure": before, "best": {}, **rates}
 
@@ -220,10 +221,10 @@ class _Training:
         self.worker.begin_anew(self.weights)
         return figure if math.isfinite(figure) else math.inf
 
-    def affordable(self, began: float) -> tuple[int, int]:
-        """Steps that the seconds leave time for, and how many lie between two looks, by the time of first ones.
+    def affordable(self, began: float) -> tuple[int, int, bool]:
+        """Steps that the seconds leave time for, how many lie between two looks, and whether rates are tried.
 
-        Trials and looks are counted; looks take a fifth of the time at most.
+        Found by the time of first ones. Looks take a fifth at most; where trials would leave few steps, there are none.
         """
         self.update(0, RATES[0])  # the first is slower
         times = []
@@ -235,11 +236,13 @@ class _Training:
         self.judged()
         self.worker.begin_anew(self.weights)
         step, look, now = sorted(times)[1], time.perf_counter() - at, time.perf_counter()
-        trials = 0 if self.course.learning_rate is not None else len(RATES) + 1
-        left = self.course.seconds - (now - began) - trials * (look + _trial_steps(0) * step)
-        share = 0.8 / (1 + trials * 0.05)  # a trial takes a twentieth of the steps
-        count = round(self.agreed(max(0.0, left * share / step)))
-        return count, round(self.agreed(max(_every(count), 4 * look / step, 1.0)))
+        left, trials = self.course.seconds - (now - began), len(RATES) + 1
+        tried = (
+            (left - trials * (look + _trial_steps(0) * step)) * 0.8 / (1 + trials * 0.05)
+        )  # of the steps, a twentieth
+        choose = self.course.learning_rate is None and self.agreed(tried / step) >= _WORTH_TRIALS
+        count = round(self.agreed(max(0.0, tried if choose else left * 0.8) / step))
+        return count, round(self.agreed(max(_every(count), 4 * look / step, 1.0))), choose
 
     def agreed(self, number: float) -> float:
         """The mean over processes: decisions must not differ by rounding or by clocks."""
