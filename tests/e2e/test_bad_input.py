@@ -196,7 +196,7 @@ CASES = {
     "unknown recipe": (lambda b: b.fuse(recipe="otfusion-wt"), "did you mean 'otfusion-wts'?"),
     "unknown key": (lambda b: b.recipe("scheme: otfusion\notfusion: {solvr: emd}"), "unknown key 'otfusion.solvr'"),
     "unknown value": (lambda b: b.recipe("scheme: otfusion\notfusion: {solver: emdd}"), "did you mean 'emd'?"),
-    "unknown scheme": (lambda b: b.recipe("scheme: aligned"), "scheme cannot be 'aligned'"),
+    "unknown scheme": (lambda b: b.recipe("scheme: alinged"), "scheme cannot be 'alinged'; did you mean 'aligned'?"),
     "yaml typo": (lambda b: b.recipe("scheme: [otfusion\nseed: 1"), "not valid YAML at line 2"),
     "misspelt key": (lambda b: b.recipe("sheme: otfusion"), "unknown key 'sheme'; did you mean 'scheme'?"),
     "missing key": (lambda b: b.recipe("seed: 1"), "key 'scheme' is missing; add it: average or otfusion"),

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 RATES = (10**-3.5, 1e-3)  # learning rates that are tried first; further ones half a decade beyond the better
 _LIMITS = (1e-6, 2e-2)
 _BETAS = (0.9, 0.98)  # of AdamW: runs are short, and the second moment must follow
+_NEARLY = 0.1  # of what the best rate gains in its trial
+_WORTH_TRIALS = 30  # steps; with fewer left by a budget the last of the rates is taken untried
 _LOOKS = 20  # how often the held-back inputs are looked at
 _PATIENCE = 6  # looks without anything better, after which training stops
 _JUDGED_AT_ONCE = 64
@@ -144,20 +146,15 @@ class _Training:
                 "distilling cannot begin: what the fused model predicts for the held-back inputs is not finite; take another "
                 "start (distilled.start), or check the parents' weights"
             )
-        steps = self.course.steps
+        steps, every, choose = self.course.steps, 0, True
         if steps is None:
-            steps = self.affordable(began)
+            steps, every, choose = self.affordable(began)
         given, tried = self.course.learning_rate, dict[float, float]()
-        if given is None and steps:
-            given, tried = searched(
-                lambda rate: self.trial(rate, _trial_steps(steps)), self.course.rates, 10**0.5, _LIMITS
-            )
-        rates: dict[str, Any] = {
-            "rates": list(tried),
-            "figures": list(tried.values()),
-            "rate": given or self.course.rates[0],
-        }
-        rates["examples"] = self.course.examples
+        if given is None and steps and choose:
+            _, tried = searched(lambda rate: self.trial(rate, _trial_steps(steps)), self.course.rates, 10**0.5, _LIMITS)
+            given = _largest(tried, before)
+        rates: dict[str, Any] = {"rates": list(tried), "figures": list(tried.values()), "rate": given or self.course.rates[-1]}
+        rates |= {"examples": self.course.examples, "every": every or _every(steps)}
         return {"step": 0, "steps": steps, "before": before, "best_step": 0, "best_figure": before, "best": {}, **rates}
 
     def trained(
@@ -179,7 +176,7 @@ class _Training:
         )
         if not steps:
             return made
-        options, every = self.course.options(steps, rate), _every(steps)
+        options, every = self.course.options(steps, rate), at["every"]
         if "model" in at:
             self.worker.restore(at)
         elif progress is not None:
@@ -226,22 +223,28 @@ class _Training:
         self.worker.begin_anew(self.weights)
         return figure if math.isfinite(figure) else math.inf
 
-    def affordable(self, began: float) -> int:
-        """Steps that the seconds leave time for, by the time of a first one and of a first look, trials and looks included."""
+    def affordable(self, began: float) -> tuple[int, int, bool]:
+        """Steps that the seconds leave time for, how many lie between two looks, and whether rates are tried.
+
+        Found by the time of first ones. Looks take a fifth at most; where trials would leave few steps, there are none.
+        """
         self.update(0, self.course.rates[0])  # the first is slower
-        times = [time.perf_counter()]
-        self.update(1, self.course.rates[0])
-        times.append(time.perf_counter())
+        times = []
+        for number in range(1, 4):
+            at = time.perf_counter()
+            self.update(number, self.course.rates[0])
+            times.append(time.perf_counter() - at)
+        at = time.perf_counter()
         self.judged()
-        times.append(time.perf_counter())
         self.worker.begin_anew(self.weights)
-        step, look = times[1] - times[0], times[2] - times[1]
-        trials = 0 if self.course.learning_rate is not None else len(self.course.rates) + 1
-        left = self.course.seconds - (times[2] - began) - look * trials
-        found = max(0, int(left / (step + look / 3)))  # a run of few steps looks at every one
-        while found and _cost(found, trials, step, look) > left:
-            found = int(found * 0.95)
-        return int(self.agreed(float(found)))
+        step, look, now = sorted(times)[1], time.perf_counter() - at, time.perf_counter()
+        left, trials = self.course.seconds - (now - began), len(self.course.rates) + 1
+        tried = (
+            (left - trials * (look + _trial_steps(0) * step)) * 0.8 / (1 + trials * 0.05)
+        )  # of the steps, a twentieth
+        choose = self.course.learning_rate is None and self.agreed(tried / step) >= _WORTH_TRIALS
+        count = round(self.agreed(max(0.0, tried if choose else left * 0.8) / step))
+        return count, round(self.agreed(max(_every(count), 4 * look / step, 1.0))), choose
 
     def agreed(self, number: float) -> float:
         """The mean over processes: decisions must not differ by rounding or by clocks."""
@@ -272,6 +275,9 @@ def _trial_steps(steps: int) -> int:
     return min(20, max(3, steps // 20))
 
 
-def _cost(steps: int, trials: int, step: float, look: float) -> float:
-    """Seconds of a run: its steps, its trials, its looks."""
-    return step * (steps + trials * _trial_steps(steps)) + look * (steps / _every(steps) + 1)
+def _largest(tried: Mapping[float, float], before: float) -> float:
+    """The largest rate that does nearly as well as the best: trials are short, which favours small ones (arXiv 1803.02021)."""
+    best = min(tried.values())
+    if not math.isfinite(best):
+        return min(tried)
+    return max(rate for rate, figure in tried.items() if figure <= best + _NEARLY * max(0.0, before - best))
