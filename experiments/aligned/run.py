@@ -52,7 +52,9 @@ def rows(folder: Path, pair: str, recipes: list[str], data: demo.Digits) -> list
 def fused(recipe: str, parents: list[nn.Module], data: demo.Digits) -> tuple[float, float, float]:
     """Loss, accuracy and seconds of one recipe."""
     began = time.process_time()
-    made = pipeline.fuse(parents, recipe, data=data.probe, options=RECIPES.get(recipe, {}), seed=demo.SEED, verify=False)
+    made = pipeline.fuse(
+        parents, recipe, data=data.probe, options=RECIPES.get(recipe, {}), seed=demo.SEED, verify=False
+    )
     seconds = time.process_time() - began
     return (*score(evaluate(made.model, data.held_out)), seconds)
 

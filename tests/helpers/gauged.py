@@ -56,7 +56,9 @@ def spaces_of_block(stream=Kind.ORTHOGONAL_ONES, units=Kind.PERMUTATION):
     whole = {"q": 0, "k": 0, "v": 0, "o": 1}
     heads = [Slot(t, axis, within[None, :, w]) for t, axis in whole.items() for w in range(SIZE)]
     inner, row = np.arange(UNITS)[None], np.arange(WIDTH)[None]
-    stream_slots = [Slot(t, 1, row, t != "words") for t in ("words", "q", "k", "v", "up")] + [Slot(t, 0, row) for t in ("o", "down")]
+    stream_slots = [Slot(t, 1, row, t != "words") for t in ("words", "q", "k", "v", "up")] + [
+        Slot(t, 0, row) for t in ("o", "down")
+    ]
     return [
         _symmetry("stream", WIDTH, stream, stream_slots),
         _symmetry("heads", HEADS, Kind.PERMUTATION, heads),

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from otfuse.core.dataset import Dataset
     from otfuse.core.options import Aligned
     from otfuse.measure.probe import Side
-    from otfuse.program.weights import Weights
 
     Tell = Callable[[int, int], None]
 
@@ -89,14 +88,11 @@ class Aligner:
             for k, source in enumerate(self._sources, 1):
                 source.state = softened(self._against(k, [0]), source.state, options.softness)
 
-    @property
-    def weights(self) -> tuple[Weights, ...]:
-        """What is mixed, anchor first: as stored where all models share a start, else canonical."""
-        return tuple(own.base for own in self.form.weights) if self.shared else self.form.weights
-
     def maps(self, number: int) -> State:
         """The elements that carry source ``number`` (from 0) in the anchor's own basis, by space id."""
         state, anchor, source = self._sources[number].state, self._models[0].elements, self._models[number + 1].elements
+        if self._sources[number].shared:
+            return state
         found: State = {}
         for key, element in state.items():
             if key in source:
@@ -146,9 +142,9 @@ class Aligner:
         for root in descent.roots:
             state, _ = descent.step(root, start)
             for key in (root.space.id, *(kid.symmetry.space.id for kid in self.spaces.inside.get(root.space.id, ()))):
-                element = state[key]
-                if isinstance(element, Monomial):
-                    staying = (element.order == start[key].order).double().mean()  # type: ignore[union-attr]  # alike
+                element, before = state[key], start[key]
+                if isinstance(element, Monomial) and isinstance(before, Monomial):
+                    staying = (element.order == before.order).double().mean()
                     if float(staying) < STAYING:
                         return False
         return True
@@ -173,7 +169,11 @@ class Aligner:
         return mean
 
     def _carried(self, name: str, i: int, part: torch.Tensor) -> torch.Tensor:
-        return part if i == 0 else carried(part, [(place, self._sources[i - 1].state[key]) for key, place in self.spaces.at[name]])
+        return (
+            part
+            if i == 0
+            else carried(part, [(place, self._sources[i - 1].state[key]) for key, place in self.spaces.at[name]])
+        )
 
     # -- several sources -----------------------------------------------------------------------------------------------
     def _together(self) -> None:
@@ -190,7 +190,9 @@ class Aligner:
                 if not others:
                     continue
                 problem, source = self._against(k, others), self._sources[k - 1]
-                found = Descent(problem, (self._squares[0], self._squares[k]), frozenset(self._fixed)).run(source.state, rounds=2)
+                found = Descent(problem, (self._squares[0], self._squares[k]), frozenset(self._fixed)).run(
+                    source.state, rounds=2
+                )
                 source.state = found.state
             if self.spreads[-1] - self._spread() <= _STILL * self.spreads[-1]:
                 break
@@ -203,7 +205,9 @@ class Aligner:
             for parts in zip(*(self._models[i].parts(name) for i in every), strict=True):
                 terms = [self._carried(name, i, part) for i, part in zip(every, parts, strict=True)]
                 mean = self._mean(name, every, parts)
-                total += sum(self._shares[i] * float((term - mean).square().sum()) for i, term in zip(every, terms, strict=True))
+                total += sum(
+                    self._shares[i] * float((term - mean).square().sum()) for i, term in zip(every, terms, strict=True)
+                )
         return total
 
     # -- what the report tells -------------------------------------------------------------------------------------------
@@ -214,7 +218,7 @@ class Aligner:
         ends: list[dict[str, float]] = []
         identity = Descent(problem, (1.0, 1.0)).identity()
         for state in (identity, source.state):
-            ends.append({name: 0.0 for name in problem.names})
+            ends.append(dict.fromkeys(problem.names, 0.0))
             for name, part in problem.tables(problem.names, state):
                 ends[-1][name] += part.distance()
         sizes = {name: sum(float(p.square().sum()) for p in self._models[0].parts(name)) for name in problem.names}
@@ -237,7 +241,9 @@ class Aligner:
         source = self._sources[number]
         if source.shared:
             least = min(source.cosine.values())
-            return (f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are",)
+            return (
+                f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are",
+            )
         return self.form.notes
 
 

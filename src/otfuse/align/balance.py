@@ -20,7 +20,7 @@ from otfuse.solve.procrustes import balance, balance_factors
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from otfuse.align.elements import Element, Place
+    from otfuse.align.elements import Element
     from otfuse.align.spaces import Spaces
     from otfuse.core.symmetry import Symmetry
 
@@ -37,7 +37,13 @@ class Balanced(Mapping[str, torch.Tensor]):
     Read anew each time, but for the last ones used, a gibibyte of them.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], spaces: Spaces) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        names: Sequence[str],
+        shapes: Mapping[str, tuple[int, ...]],
+        spaces: Spaces,
+    ) -> None:
         self.names, self.spaces = tuple(names), spaces
         self._weights, self._shapes = weights, shapes
         self._kept: OrderedDict[tuple[str, int], torch.Tensor] = OrderedDict()
@@ -56,7 +62,11 @@ class Balanced(Mapping[str, torch.Tensor]):
                 self._kept.move_to_end((name, i))
             else:
                 whole = self._exact(name) if whole is None else whole
-                part = whole if count == 1 or axis is None else whole.narrow(axis, i * step, min(step, shape[axis] - i * step))
+                part = (
+                    whole
+                    if count == 1 or axis is None
+                    else whole.narrow(axis, i * step, min(step, shape[axis] - i * step))
+                )
                 self._keep((name, i), self._moved(name, part.to("cpu", torch.float64)))
             yield self._kept[name, i]
 
@@ -87,7 +97,9 @@ class Balanced(Mapping[str, torch.Tensor]):
         return self._weights[name].detach() if exact is None else exact(name)
 
     def _moved(self, name: str, part: torch.Tensor) -> torch.Tensor:
-        return carried(part, [(place, self.elements[key]) for key, place in self.spaces.at.get(name, ()) if key in self.elements])
+        return carried(
+            part, [(place, self.elements[key]) for key, place in self.spaces.at.get(name, ()) if key in self.elements]
+        )
 
     def _keep(self, key: tuple[str, int], part: torch.Tensor) -> None:
         self._kept[key] = part

@@ -38,6 +38,9 @@ class Compared(Protocol):
     def inner(self) -> float:
         """The inner product of both sides."""
 
+    def distance(self) -> float:
+        """Their squared distance."""
+
     def grams(self, place: Place) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Products of the anchor's units with themselves, and of the source's; None where they are not known."""
 
@@ -93,7 +96,9 @@ class Moments:
     def products(self, place: Place) -> torch.Tensor:
         """Blocks of it."""
         at = place.positions
-        return torch.stack([self.cross[at[..., w][:, :, None], at[..., w][:, None, :]] for w in range(at.shape[2])]).sum(0)
+        return torch.stack(
+            [self.cross[at[..., w][:, :, None], at[..., w][:, None, :]] for w in range(at.shape[2])]
+        ).sum(0)
 
     def diagonal(self, place: Place) -> torch.Tensor:
         """Diagonals of these blocks."""
@@ -107,6 +112,10 @@ class Moments:
         """Its trace."""
         return float(self.cross.trace())
 
+    def distance(self) -> float:
+        """That of two tables of length one."""
+        return 2 - 2 * self.inner()
+
     def grams(self, place: Place) -> None:  # noqa: ARG002  # what tensors have
         """Not known."""
         return
@@ -118,14 +127,18 @@ class Problem:
     def __init__(self, spaces: Spaces, names: Iterable[str], read: Callable[[str], Iterable[Compared]]) -> None:
         self.spaces, self.names, self._read = spaces, tuple(names), read
 
-    def tables(self, names: Iterable[str], state: State, skip: frozenset[str] = frozenset()) -> Iterator[tuple[str, Compared]]:
+    def tables(
+        self, names: Iterable[str], state: State, skip: frozenset[str] = frozenset()
+    ) -> Iterator[tuple[str, Compared]]:
         """Tables with the source carried by all spaces but those in ``skip``."""
         for name in names:
             moves = [(place, state[key]) for key, place in self.spaces.at.get(name, ()) if key not in skip]
             for part in self._read(name):
                 yield name, part.carried(moves)
 
-    def cross(self, symmetry: Symmetry, state: State, only: frozenset[Place] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def cross(
+        self, symmetry: Symmetry, state: State, only: frozenset[Place] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """``[copies, n, n]`` twice: what elements act on with their signs, and where only their order acts."""
         wanted = [p for p in self.spaces.places[symmetry.space.id] if only is None or p in only]
         wanted = [p for p in wanted if not (p.order_only and symmetry.kind.mixes)]

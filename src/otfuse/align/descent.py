@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from otfuse.align.compared import Problem, State
     from otfuse.align.elements import Element, Place
-    from otfuse.align.spaces import Nested, Spaces
+    from otfuse.align.spaces import Nested
     from otfuse.core.symmetry import Symmetry
 
 ROUNDS, TOLERANCE = 50, 1e-3  # smaller tolerances cost rounds and give no better models (experiments/aligned)
@@ -87,7 +87,9 @@ class Descent:
         kids = self.spaces.inside.get(symmetry.space.id, ())
         return {symmetry.space.id, *(k.symmetry.space.id for k in kids)} <= self._fixed
 
-    def _alone(self, problem: Problem, symmetry: Symmetry, state: State, only: frozenset[Place] | None = None) -> tuple[State, float]:
+    def _alone(
+        self, problem: Problem, symmetry: Symmetry, state: State, only: frozenset[Place] | None = None
+    ) -> tuple[State, float]:
         key = symmetry.space.id
         if key in self._fixed:
             return state, 0.0
@@ -103,10 +105,14 @@ class Descent:
         return (trial, gain) if gain > self._noise else (state, 0.0)
 
     # -- spaces inside the units of another ----------------------------------------------------------------------------
-    def _together(self, root: Symmetry, kids: Sequence[Nested], state: State, only: frozenset[Place] | None) -> tuple[State, float]:
+    def _together(
+        self, root: Symmetry, kids: Sequence[Nested], state: State, only: frozenset[Place] | None
+    ) -> tuple[State, float]:
         """Whole units are assigned by the best that the spaces inside can do for every pair; then these once more."""
         inside = frozenset({root.space.id, *(k.symmetry.space.id for k in kids)})
-        names = dict.fromkeys(place.tensor for key in inside for place in self.spaces.places[key] if only is None or place in only)
+        names = dict.fromkeys(
+            place.tensor for key in inside for place in self.spaces.places[key] if only is None or place in only
+        )
         local = self.problem.held(names, state, inside)
         before = local.inner(state)
         trial = state
@@ -124,7 +130,9 @@ class Descent:
         trial = self._inner(local, kids, state, fresh=False)
         return trial, local.inner(trial) - before
 
-    def _scores(self, local: Problem, root: Symmetry, kids: Sequence[Nested], state: State, sign: torch.Tensor) -> torch.Tensor:
+    def _scores(
+        self, local: Problem, root: Symmetry, kids: Sequence[Nested], state: State, sign: torch.Tensor
+    ) -> torch.Tensor:
         """``[copies, n, n]``: what each pair of units has in common at that sign, the spaces inside solved for that pair."""
         n, units = root.n, torch.arange(root.n)
         scores = torch.zeros(root.copies, n, n, dtype=torch.float64)

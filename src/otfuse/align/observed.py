@@ -59,7 +59,11 @@ def observed(
 
 def places_at(graph: FlowGraph, spaces: Spaces) -> dict[str, list[Place]]:
     """For every space its places among the units of nodes, as if their values were tensors ``@node`` ``[rows, units]``."""
-    known = [(node, list(_columns(graph, node))) for node in graph.nodes if node.observation is not None and node.kind in _COMPARED]
+    known = [
+        (node, list(_columns(graph, node)))
+        for node in graph.nodes
+        if node.observation is not None and node.kind in _COMPARED
+    ]
     found: dict[str, list[Place]] = {}
     for key, own in spaces.places.items():
         places: dict[tuple[int, bytes], Place] = {}
@@ -83,12 +87,21 @@ def _columns(graph: FlowGraph, node: FlowNode) -> Iterator[tuple[str, int, bool,
             for piece in reader.pieces if reading.node == node.index else ():
                 if piece.reads is not None:
                     units = reading.units[:, 0]
-                    yield piece.tensor, piece.reads[0], True, {int(t): int(u) for t, u in zip(piece.reads[1], units, strict=True) if u >= 0}
+                    yield (
+                        piece.tensor,
+                        piece.reads[0],
+                        True,
+                        {int(t): int(u) for t, u in zip(piece.reads[1], units, strict=True) if u >= 0},
+                    )
 
 
 def _seen(place: Place, columns: list[tuple[str, int, bool, Mapping[int, int]]], name: str) -> Iterator[Place]:
     for tensor, axis, reads, unit in columns:
-        if (tensor, axis) != (place.tensor, place.axis) or place.batch_axis is not None or reads != (place.inverse and reads):
+        if (
+            (tensor, axis) != (place.tensor, place.axis)
+            or place.batch_axis is not None
+            or reads != (place.inverse and reads)
+        ):
             continue
         at = place.positions.numpy()
         widths = [w for w in range(at.shape[2]) if all(int(i) in unit for i in at[:, :, w].reshape(-1))]

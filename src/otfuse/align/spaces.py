@@ -72,7 +72,9 @@ class Spaces:
 
     def root_of(self, key: str) -> str:
         """The root that a space is updated with: itself, or its parent."""
-        return next((parent for parent, kids in self.inside.items() if any(k.symmetry.space.id == key for k in kids)), key)
+        return next(
+            (parent for parent, kids in self.inside.items() if any(k.symmetry.space.id == key for k in kids)), key
+        )
 
     def reordered(self, state: Mapping[str, Element], parent: Symmetry, move: Monomial) -> dict[str, Element]:
         """The state when ``parent`` puts its units in another order, what lies inside them going along."""
@@ -106,10 +108,10 @@ def _nesting(symmetries: Mapping[str, Symmetry], where: Mapping[str, list[Place]
             if parent != key and (nested := _inside(symmetry, where[key], symmetries[parent], own)) is not None:
                 found.setdefault(key, {})[parent] = nested
     kids: dict[str, list[Nested]] = {}
-    for own in found.values():
-        outermost = next((parent for parent in own if parent not in found), None)
+    for parents in found.values():
+        outermost = next((parent for parent in parents if parent not in found), None)
         if outermost is not None:
-            kids.setdefault(outermost, []).append(own[outermost])
+            kids.setdefault(outermost, []).append(parents[outermost])
     return kids
 
 
@@ -121,7 +123,9 @@ def _owners(own: list[Place]) -> dict[tuple[str, int], dict[int, int]]:
             continue
         copies, n, width = place.positions.shape
         units = np.repeat(np.arange(copies * n), width)
-        table.setdefault((place.tensor, place.axis), {}).update(zip(place.positions.reshape(-1).tolist(), units.tolist(), strict=True))
+        table.setdefault((place.tensor, place.axis), {}).update(
+            zip(place.positions.reshape(-1).tolist(), units.tolist(), strict=True)
+        )
     return table
 
 
@@ -134,7 +138,11 @@ def _inside(
         table = owner.get((place.tensor, axis))
         if table is None:
             return None
-        rows = place.positions.reshape(len(place.positions), -1).tolist() if place.batch_axis is None else [[c] for c in range(symmetry.copies)]
+        rows = (
+            place.positions.reshape(len(place.positions), -1).tolist()
+            if place.batch_axis is None
+            else [[c] for c in range(symmetry.copies)]
+        )
         units = [{table.get(i, -1) for i in row} for row in rows]
         if any(len(found) != 1 or -1 in found for found in units):
             return None

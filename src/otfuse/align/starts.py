@@ -36,7 +36,10 @@ def outward(descent: Descent, state: State) -> State:
 
         def told(key: str, known: dict[str, frozenset[Place]] = known) -> tuple[float, float]:
             own = [spaces.all[k] for k in (key, *(kid.symmetry.space.id for kid in spaces.inside.get(key, ())))]
-            rows = [[sum(columns[p] for p in spaces.places[s.space.id] if p in some) for s in own] for some in (known[key], columns)]
+            rows = [
+                [sum(columns[p] for p in spaces.places[s.space.id] if p in some) for s in own]
+                for some in (known[key], columns)
+            ]
             enough = min(min(1.0, count / s.n) for count, s in zip(rows[0], own, strict=True))
             return enough, sum(rows[0]) / max(sum(rows[1]), 1)
 
@@ -70,7 +73,9 @@ def _columns(problem: Problem) -> dict[Place, int]:
             for _, place in problem.spaces.at[name]:
                 products = part.products(place)
                 centred = products - products.mean(1, keepdim=True)
-                told = float((centred - centred.mean(2, keepdim=True)).abs().amax()) > _RANK * float(products.abs().amax())
+                told = float((centred - centred.mean(2, keepdim=True)).abs().amax()) > _RANK * float(
+                    products.abs().amax()
+                )
                 found[place] = found.get(place, 0) + (part.columns(place) if told else 0)
     return found
 

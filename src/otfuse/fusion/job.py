@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from otfuse.align.aligned import Aligner, AlignedWalk
+from otfuse.align.aligned import AlignedWalk, Aligner
 from otfuse.align.pair import Pair
 from otfuse.align.plan import Task, needed_mib, plain_mib, plain_plan, plan
 from otfuse.align.scheme import measure, needs_data, set_aside, walk
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from otfuse.measure.probe import Side
     from otfuse.program.inputs import Inputs
     from otfuse.program.state import Slot
+    from otfuse.program.weights import Weights
 
     Progress = Callable[[str, int, int], None]
 
@@ -67,7 +68,7 @@ class Job:
         self.weights = recipe.weights_for(len(parents))
         self.caches: tuple[Slot, ...] = ()
         self._sides: list[Side] = []
-        self._views = tuple(parent.weights for parent in parents)  # what is mixed, anchor first
+        self._views: Sequence[Weights] = [parent.weights for parent in parents]  # what is mixed, anchor first
         self._notes = [note for parent in parents for note in parent.notes]
         self._lacking = frozenset[str]().union(*(parent.lacking for parent in parents))
 
@@ -155,7 +156,8 @@ class Job:
         aside = set_aside(pairs[0].anchor, self.recipe) | self._lacking
         tell = lambda done, total: self._progress("measure", done, total)  # noqa: E731
         aligner = Aligner(self._sides, self.recipe.aligned, self.weights, self.data, aside=aside, tell=tell)
-        self._views = aligner.weights
+        if not aligner.shared:
+            self._views = aligner.form.weights
         return [AlignedWalk(aligner, k, aside, keep=keep) for k in range(len(pairs))]
 
     def _measure(self, pair: Pair) -> Measured:

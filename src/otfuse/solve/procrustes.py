@@ -17,7 +17,8 @@ from otfuse.errors import SolveError
 def orthogonal(cross: torch.Tensor) -> torch.Tensor:
     """The orthogonal matrix of every copy (Schönemann 1966): ``U V'`` of the singular value decomposition."""
     u, _, v = torch.linalg.svd(_finite(cross))
-    return u @ v
+    found: torch.Tensor = u @ v
+    return found
 
 
 def orthogonal_fixing_ones(cross: torch.Tensor) -> torch.Tensor:
@@ -35,7 +36,11 @@ def ones_basis(n: int) -> torch.Tensor:
     ones = torch.full((n,), n**-0.5, dtype=torch.float64)
     ones[0] -= 1
     square = float(ones @ ones)
-    return torch.eye(n, dtype=torch.float64) - (2 / square) * torch.outer(ones, ones) if square > 0 else torch.eye(1).double()
+    return (
+        torch.eye(n, dtype=torch.float64) - (2 / square) * torch.outer(ones, ones)
+        if square > 0
+        else torch.eye(1).double()
+    )
 
 
 def turn(cross: torch.Tensor) -> torch.Tensor:
@@ -43,13 +48,17 @@ def turn(cross: torch.Tensor) -> torch.Tensor:
     real = _finite(cross)[:, 0, 0] + cross[:, 1, 1]
     imaginary = cross[:, 1, 0] - cross[:, 0, 1]
     size = torch.hypot(real, imaginary)
-    cos, sin = (torch.where(size > 0, part / size.clamp_min(1e-300), unit) for part, unit in ((real, 1.0), (imaginary, 0.0)))
+    cos, sin = (
+        torch.where(size > 0, part / size.clamp_min(1e-300), unit) for part, unit in ((real, 1.0), (imaginary, 0.0))
+    )
     return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
 
 
 def assignment(gain: torch.Tensor) -> torch.Tensor:
     """``order[copies, n]`` of the largest ``sum_u gain[u, order[u]]`` (Crouse 2016, SciPy)."""
-    return torch.stack([torch.from_numpy(linear_sum_assignment(own.numpy(), maximize=True)[1]) for own in _finite(gain)])
+    return torch.stack(
+        [torch.from_numpy(linear_sum_assignment(own.numpy(), maximize=True)[1]) for own in _finite(gain)]
+    )
 
 
 def signed_assignment(signed: torch.Tensor, plain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,10 +87,13 @@ def balance_factors(writes: torch.Tensor, reads: torch.Tensor) -> torch.Tensor:
 def _power(matrix: torch.Tensor, exponent: float) -> torch.Tensor:
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
     values = values.clamp_min(np.finfo(float).tiny)  # rounding of what is positive
-    return (vectors * values[..., None, :] ** exponent) @ vectors.mT
+    found: torch.Tensor = (vectors * values[..., None, :] ** exponent) @ vectors.mT
+    return found
 
 
 def _finite(cross: torch.Tensor) -> torch.Tensor:
     if not bool(cross.isfinite().all()):
-        raise SolveError("procrustes: values to compare are not finite; check the weights and the probe inputs of both models")
+        raise SolveError(
+            "procrustes: values to compare are not finite; check the weights and the probe inputs of both models"
+        )
     return cross
