@@ -1,6 +1,6 @@
 """otfuse: align the units of trained transformers with optimal transport, then average them into one model.
 
-``trace``, ``verify`` and ``fuse`` are the whole interface; they are loaded when first used.
+``trace``, ``equivalent``, ``verify`` and ``fuse`` are the whole interface; they are loaded when first used.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from otfuse.pipeline import fuse, trace, verify
+    from otfuse.pipeline import equivalent, fuse, trace, verify
 
-__all__ = ["fuse", "trace", "verify"]
+__all__ = ["equivalent", "fuse", "trace", "verify"]
 __version__ = "0.1.0"
 
 

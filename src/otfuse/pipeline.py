@@ -65,12 +65,34 @@ class Result:
     names: Mapping[str, str] = field(default_factory=dict)
 
 
-def trace(model: nn.Module | str | Path, example_inputs: Inputs | None = None) -> FlowGraph:
-    """The flow graph of a module or checkpoint; inputs are made from a Hugging Face config when None."""
+def trace(
+    model: nn.Module | str | Path, example_inputs: Inputs | None = None, groups: str = "permutation"
+) -> FlowGraph:
+    """The flow graph of a module or checkpoint; inputs are made from a Hugging Face config when None.
+
+    With ``groups="full"`` every space has the largest exact group of the model's canonical form (docs/method.md, 4.3).
+    """
+    from otfuse.flow.groups.find import symmetries, with_groups
     from otfuse.fusion.sides import traced
 
     with Family([model], to_fuse=False) as family:
-        return traced(family.anchor, example_inputs).graph
+        side = traced(family.anchor, example_inputs)
+        return side.graph if groups == "permutation" else with_groups(side.graph, symmetries(side, groups=groups))
+
+
+def equivalent(
+    model: nn.Module | str | Path, example_inputs: Inputs | None = None, seed: int = 0, groups: str = "full"
+) -> nn.Module:
+    """A copy of the same class, config and type that computes the same from other weights.
+
+    Random members of the group of every space are applied (``groups="permutation"``: permutations only), in float64, to the
+    model's canonical form. Its outputs change by less than 1e-8, relative, where the model is in float64; in another type by
+    what rounding its weights costs. The model given is not changed. To try a method of merging on: it should give the model back.
+    """
+    from otfuse.fusion.equal import write_equal
+
+    with Family([model]) as family:
+        return write_equal(model, family.anchor, example_inputs, seed, groups)
 
 
 def verify(model: nn.Module | str | Path, example_inputs: Inputs | None = None, seed: int = 0) -> Verification:

@@ -60,7 +60,7 @@ def test_inspect_json_has_the_form_of_the_contract(otfuse, pipeline):
     assert ran.status == 0
     assert list(answer) == ["parameters", "spaces", "verify"]
     assert answer["parameters"] == 72
-    assert list(answer["spaces"][0]) == ["id", "name", "kind", "size", "copies", "group", "pinned", "members"]
+    assert list(answer["spaces"][0]) == ["id", "name", "kind", "size", "copies", "group", "pinned", "members", "exact"]
     assert answer["spaces"][0]["members"] == [{"tensor": "stream.weight", "axis": 0, "role": "produces"}]
     assert answer["verify"] == {"error": 3e-16, "control": 0.25}
 

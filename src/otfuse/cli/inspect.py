@@ -54,7 +54,10 @@ def command(
 
 
 def as_object(graph: FlowGraph, verification: Any) -> dict[str, Any]:
-    """The form of ``inspect --json``: ``{"parameters", "spaces", "verify"}``."""
+    """The form of ``inspect --json``: ``{"parameters", "spaces", "verify"}``.
+
+    A space's ``group`` is what its stored tensors tolerate as they are, ``exact`` the largest group of the canonical form.
+    """
     spaces = [
         {
             "id": s.id,
@@ -65,6 +68,7 @@ def as_object(graph: FlowGraph, verification: Any) -> dict[str, Any]:
             "group": str(s.group),
             "pinned": s.pinned,
             "members": [{"tensor": m.tensor, "axis": m.axis, "role": str(m.role)} for m in s.members],
+            "exact": s.exact,
         }
         for s in graph.spaces
     ]

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from otfuse.flow.groups.element import element
+from otfuse.flow.groups.find import EqualWeights, symmetries, with_exact
 from otfuse.flow.proof.gate import Verification, verify_graph
 from otfuse.fusion.sides import traced
 from otfuse.io.parents import Family
 from otfuse.measure.clock import Announcing
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
     from otfuse.core.graph import FlowGraph
     from otfuse.measure.clock import Progress
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inspection:
-    """A flow graph, and the figures of the gate if they were asked for."""
+    """A flow graph with the largest exact groups named, and the figures of the gate if they were asked for."""
 
     graph: FlowGraph
     verification: Verification | None
@@ -40,9 +46,15 @@ def inspect(
         anchor = family.anchor
         with clock.stage("trace"):
             side = traced(anchor, None)
+        with clock.stage("groups"):
+            found = symmetries(side)
+            graph = with_exact(side.graph, found)
         if not verify:
-            return Inspection(side.graph, None)
+            return Inspection(graph, None)
         with clock.stage("verify"):
-            return Inspection(
-                side.graph, verify_graph(anchor.module, side.program, side.graph, side.weights, seed=seed)
-            )
+
+            def equal(weights: Mapping[str, torch.Tensor]) -> EqualWeights:
+                return EqualWeights(weights, found, side.graph.ties, [element(s, seed) for s in found.found])
+
+            proved = verify_graph(anchor.module, side.program, side.graph, side.weights, seed=seed, equal=equal)
+            return Inspection(graph, replace(proved, graph=graph))

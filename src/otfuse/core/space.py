@@ -53,7 +53,8 @@ class Space:
 
     Law: whoever permutes ``positions`` in every member of a space that is not pinned (and whose group is not ``rotary``:
     pairs have their own frequencies), with one permutation per copy, gets an equal model. ``pinned`` is None or the
-    reason why the units must stay where they are.
+    reason why the units must stay where they are. ``exact`` names the largest exact group (:class:`otfuse.core.symmetry.Kind`)
+    where that was asked for; it holds for the model in canonical form.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Space:
     group: Group
     pinned: str | None
     members: tuple[Member, ...]
+    exact: str | None = None
 
     @property
     def free(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,9 @@ class Parent:
 def traced(parent: Parent, inputs: Inputs | None) -> Side:
     """A model's program, flow graph and stored tensors."""
     program = export(parent.module, inputs)
-    graph = derive(program, holds=SpaceTrial(parent.module, lambda: _few(parent.module, program), parent.weights))
-    return Side(program, graph, parent.weights)
+    few = functools.cache(lambda: _few(parent.module, program))
+    graph = derive(program, holds=SpaceTrial(parent.module, few, parent.weights))
+    return Side(program, graph, parent.weights, few)
 
 
 def _few(model: nn.Module, program: Program) -> Program:
@@ -78,7 +80,7 @@ def sides(parents: Sequence[Parent], inputs: Inputs | None, aside: Callable[[Sid
     for parent in parents[1:]:
         names = (parents[0].name, parent.name)
         if _same_function(parents[0].module, parent.module) and _ties(parents[0]) == _ties(parent):
-            side = Side(anchor.program, anchor.graph, parent.weights)
+            side = Side(anchor.program, anchor.graph, parent.weights, anchor.few)
         else:
             side = traced(parent, inputs)
             require_match(anchor.graph, side.graph, names, aside=aside(anchor))

@@ -36,11 +36,15 @@ Terms: TypeAlias = "Mapping[int, Sequence[tuple[int, Affine]]]"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
-    """One model: its program, its flow graph, its stored tensors by every name."""
+    """One model: its program, its flow graph, its stored tensors by every name.
+
+    ``few`` makes the program on a few examples, for trials; without it they run on those that it was traced on.
+    """
 
     program: Program
     graph: FlowGraph
     weights: Mapping[str, torch.Tensor]
+    few: Callable[[], Program] | None = None
 
 
 def pair_moments(

@@ -51,7 +51,8 @@ def example_inputs(model: nn.Module, *, batch: int = 2) -> dict[str, torch.Tenso
         made |= placed(model, tokens, chance) or {}
     if "decoder_input_ids" in made and not getattr(config, "is_encoder_decoder", False):
         del made["decoder_input_ids"]
-    inputs = {name: value for name in parameters if (value := made.get(name)) is not None}
+    double = next((p.dtype for p in model.parameters() if p.is_floating_point()), None) is torch.float64
+    inputs = {name: _real(value, double=double) for name in parameters if (value := made.get(name)) is not None}
     required = [
         p.name
         for p in parameters.values()
@@ -62,6 +63,10 @@ def example_inputs(model: nn.Module, *, batch: int = 2) -> dict[str, torch.Tenso
         what = f"no rule to make {', '.join(missing)}" if missing else "forward takes no input known to otfuse"
         raise TraceError(f"{type(model).__name__}: {what} from its config; give example_inputs (a dict or a tuple)")
     return inputs
+
+
+def _real(value: torch.Tensor, *, double: bool) -> torch.Tensor:
+    return value.double() if double and value.is_floating_point() else value
 
 
 def forward_keywords(model: nn.Module) -> dict[str, Any]:

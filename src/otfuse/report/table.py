@@ -30,7 +30,9 @@ def inspected(graph: FlowGraph, verification: Any) -> list[RenderableType]:
             pinned.add_row(fit(row.name, 32), _times(row.count), size, space.pinned)
         else:
             tensors = str(len({m.tensor for m in space.members}))
-            table.add_row(fit(row.name, 32), space.kind, _times(row.count), size, str(space.group), tensors)
+            table.add_row(
+                fit(row.name, 32), space.kind, _times(row.count), size, space.exact or str(space.group), tensors
+            )
     lines = [f"{graph.parameters:,} parameters, {len(graph.spaces)} spaces, {len(graph.free)} of them free to permute."]
     if any(s.copies > 1 for s in graph.spaces):
         lines.append("Size `4 x 16` is 16 units in each of 4 copies, such as heads; every copy has its own map.")
@@ -127,7 +129,7 @@ def _solved(solved: Sequence[Mapping[str, Any]]) -> Table:
 
 def _alike(space: Space) -> tuple[Any, ...]:
     members = sorted((masked(m.tensor), m.axis, str(m.role)) for m in space.members)
-    return space.kind, space.size, space.copies, space.group, space.pinned, tuple(members)
+    return space.kind, space.size, space.copies, space.group, space.exact, space.pinned, tuple(members)
 
 
 def _times(count: int) -> str:

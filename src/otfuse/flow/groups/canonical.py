@@ -134,18 +134,19 @@ class CanonicalWeights(Weights):
         first = self._ties.get(name, name)
         if first not in self._by_name:
             return self.base[name]
-        return self.exact(first).to(self.base[name].dtype)
+        own = self.base[name]
+        return self.exact(first, own).to(own.dtype)
 
-    def exact(self, name: str) -> torch.Tensor:
-        """The same in float64."""
-        return self._before(len(self.folds), self._ties.get(name, name))
+    def exact(self, name: str, own: torch.Tensor | None = None) -> torch.Tensor:
+        """The same in float64. ``own`` is the tensor that ``base`` gives for it, where it was read before."""
+        return self._before(len(self.folds), self._ties.get(name, name), own)
 
-    def _before(self, stage: int, name: str) -> torch.Tensor:
+    def _before(self, stage: int, name: str, own: torch.Tensor | None = None) -> torch.Tensor:
         """The tensor of that first name before the fold of that number."""
         at = next((k for k in reversed(self._by_name.get(name, ())) if k < stage), None)
         if at is None:
-            return self.base[name].detach().double()
-        return self.folds[at].after(name, self._before(at, name), lambda other: self._before(at, other))
+            return (self.base[name].detach() if own is None else own).double()
+        return self.folds[at].after(name, self._before(at, name, own), lambda other: self._before(at, other))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.base)

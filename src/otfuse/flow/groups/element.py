@@ -40,7 +40,8 @@ class Element:
             return self.maps
         copies, size = self.symmetry.copies, self.symmetry.n
         unit = torch.eye(size, dtype=torch.float64).expand(copies, size, size)
-        return self._on(unit if self.order is None else unit[0][self.order], inverse=False, order_only=False)
+        made: torch.Tensor = unit if self.order is None else unit[0][self.order]
+        return self._on(made, inverse=False, order_only=False)
 
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor of that name moved at every slot of the symmetry; the one given stays as it is."""
@@ -48,9 +49,14 @@ class Element:
             if slot.order_only and self.symmetry.kind.mixes:
                 continue
             sources = places if self.order is None else torch.take_along_dim(places, self.order[:, :, None], 1)
-            move = self._in_place if self.maps is None and self.normal is None else self._moved
-            tensor = move(tensor, slot, places, sources)
+            tensor = self._few(tensor, slot, places) if self._sparse else self._moved(tensor, slot, places, sources)
         return tensor
+
+    @property
+    def _sparse(self) -> bool:
+        """Whether some units are multiplied, and nothing else happens."""
+        others = self.order is not None or self.normal is not None or self.maps is not None
+        return not others and self.factors is not None and bool((self.factors == 1).any())
 
     def _on(self, block: torch.Tensor, *, inverse: bool, order_only: bool) -> torch.Tensor:
         """``block[copies, n, rest]``, its units in their new places, moved by the rest of ``M`` (or its inverse transpose)."""
@@ -62,8 +68,8 @@ class Element:
             factors = self.factors.to(block)[:, :, None]
             block = block / factors if inverse else block * factors
         if self.normal is not None:
-            normal = self.normal.to(block)[:, :, None]
-            block = block - 2 * normal * (normal * block).sum(1, keepdim=True)
+            normal = self.normal.to(block)
+            block = torch.baddbmm(block, normal[:, :, None], normal[:, None, :] @ block, alpha=-2)
         return block
 
     def _matrices(self, *, inverse: bool, order_only: bool) -> torch.Tensor:
@@ -74,20 +80,20 @@ class Element:
             return self.maps
         return torch.linalg.inv(self.maps).mT if self.back is None else self.back
 
-    def _in_place(self, tensor: torch.Tensor, slot: Slot, places: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-        """Units that change places or are multiplied; no others are touched."""
-        moves, factors = places != sources, None
-        if self.factors is not None and not slot.order_only:
-            factors = (1 / self.factors if slot.inverse else self.factors)[:, :, None].expand(places.shape)
-            moves = moves | (factors != 1)
-        copy, (target, source) = moves.nonzero()[:, 0], (x[moves].to(tensor.device) for x in (places, sources))
-        front = tensor.movedim(slot.axis, 0) if slot.batch_axis is None else _batched(tensor, slot)
-        found = (source,) if slot.batch_axis is None else (copy, source)
-        new = front[found]
-        if factors is not None:
-            new = new * factors[moves].to(new).reshape(-1, *[1] * (new.ndim - 1))
-        front = front.index_put((target,) if slot.batch_axis is None else (copy, target), new)
-        return front.movedim(0, slot.axis) if slot.batch_axis is None else _unbatched(front, slot)
+    def _few(self, tensor: torch.Tensor, slot: Slot, places: torch.Tensor) -> torch.Tensor:
+        """The units that are multiplied; no others are touched."""
+        assert self.factors is not None  # sparse
+        if slot.order_only:
+            return tensor
+        copy, unit = (self.factors != 1).nonzero().unbind(1)
+        index = places[copy, unit].reshape(-1).to(tensor.device)
+        factors = (1 / self.factors if slot.inverse else self.factors)[copy, unit].to(tensor)
+        factors = factors.repeat_interleave(places.shape[2]).reshape(-1, *[1] * (tensor.ndim - 1))
+        if slot.batch_axis is None:
+            front = tensor.movedim(slot.axis, 0)
+            return front.index_put((index,), front[index] * factors).movedim(0, slot.axis)
+        front, copy = _batched(tensor, slot), copy.repeat_interleave(places.shape[2]).to(tensor.device)
+        return _unbatched(front.index_put((copy, index), front[copy, index] * factors.squeeze(-1)), slot)
 
     def _moved(self, tensor: torch.Tensor, slot: Slot, places: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
         """All units, each copy as one block."""
@@ -155,22 +161,15 @@ def element(symmetry: Symmetry, seed: int) -> Element:
     return Element(symmetry, maps=maps * sizes @ other, back=maps / sizes @ other)
 
 
-def cheap(symmetry: Symmetry, seed: int, *, moving: bool = True) -> Element:
-    """A member that costs no more than it holds: units change places, are multiplied, and reflected, as far as the group goes.
-
-    They keep their places unless ``moving``.
-    """
+def cheap(symmetry: Symmetry, seed: int) -> Element:
+    """A member that costs no more than it holds: units keep their places, are multiplied and reflected, as far as the group goes."""
     if symmetry.kind is Kind.TURN:
         return element(symmetry, seed)
-    kind, chance = symmetry.kind, _chance(symmetry, seed)
-    copies, size = symmetry.copies, symmetry.n
-    order, factors = _order(copies, size, chance) if moving else None, None
-    if kind in (Kind.INVERTIBLE, Kind.ORTHOGONAL):
-        kind = Kind.SCALING if kind is Kind.INVERTIBLE else Kind.SIGNS
-    if kind is not Kind.ORTHOGONAL_ONES:
-        factors = _factors(kind, copies, size, chance)
-    normal = reflection(symmetry, seed) if symmetry.kind.mixes and size > 1 else None
-    return Element(symmetry, order, factors, normal)
+    as_factors = {Kind.INVERTIBLE: Kind.SCALING, Kind.ORTHOGONAL: Kind.SIGNS, Kind.ORTHOGONAL_ONES: Kind.PERMUTATION}
+    kind = as_factors.get(symmetry.kind, symmetry.kind)
+    factors = _factors(kind, symmetry.copies, symmetry.n, _chance(symmetry, seed))
+    normal = reflection(symmetry, seed) if symmetry.kind.mixes and symmetry.n > 1 else None
+    return Element(symmetry, factors=factors, normal=normal)
 
 
 def reflection(symmetry: Symmetry, seed: int) -> torch.Tensor:
@@ -179,7 +178,8 @@ def reflection(symmetry: Symmetry, seed: int) -> torch.Tensor:
     normal = torch.randn(copies, size, generator=_chance(symmetry, seed), dtype=torch.float64)
     if size > 2 or symmetry.kind is Kind.ORTHOGONAL_ONES:
         normal = normal - normal.mean(1, keepdim=True)
-    return normal / normal.norm(dim=1, keepdim=True)
+    lengths: torch.Tensor = normal.norm(dim=1, keepdim=True)
+    return normal / lengths
 
 
 def _chance(symmetry: Symmetry, seed: int) -> torch.Generator:
@@ -209,7 +209,9 @@ def _orthogonal(copies: int, size: int, chance: torch.Generator) -> torch.Tensor
     """Uniform (Haar): the signs of the triangle's diagonal belong to the orthogonal factor (Mezzadri 2007)."""
     drawn = torch.randn(copies, size, size, generator=chance, dtype=torch.float64)
     found, triangle = torch.linalg.qr(drawn)
-    return found * triangle.diagonal(dim1=1, dim2=2).sign()[:, None, :]
+    signs = triangle.diagonal(dim1=1, dim2=2).sign()[:, None, :]
+    made: torch.Tensor = found * signs
+    return made
 
 
 def _fixing_ones(inner: torch.Tensor) -> torch.Tensor:

@@ -33,10 +33,10 @@ def _of_member(space: Space, member: Member, keys: set[Place]) -> Iterator[Slot]
     found = member.positions
     if space.group is Group.ROTARY:
         found = found.reshape(space.copies * space.size, -1, 2).swapaxes(1, 2)
-    for at in np.moveaxis(found, 2, 0):
+    for at in np.ascontiguousarray(np.moveaxis(found, 2, 0)):
         key = space.kind == "query-key" and (member.tensor, member.axis, int(at[0, 0])) in keys
         inverse, gain = member.role is Role.CONSUMES or key, member.role is Role.SCALES
-        yield Slot(member.tensor, member.axis, np.ascontiguousarray(at), inverse, gain, member.batch_axis)
+        yield Slot(member.tensor, member.axis, at, inverse, gain, member.batch_axis)
 
 
 def key_places(graph: FlowGraph) -> set[Place]:

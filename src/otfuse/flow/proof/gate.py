@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.func import functional_call
@@ -24,13 +24,15 @@ from otfuse.program.run import Runner, default_dtype, fitting_threads, raised
 from otfuse.program.state import evaluating
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
 
     from otfuse.core.graph import FlowGraph
     from otfuse.core.space import Member
     from otfuse.program.export import Program
+
+Equal: TypeAlias = "Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]"
 
 _CONTROLS = 12  # members left out one at a time, until one shows
 _SHOWN = 1e-2
@@ -70,8 +72,11 @@ def verify_graph(
     weights: Mapping[str, torch.Tensor] | None = None,
     *,
     seed: int = 0,
+    equal: Equal | None = None,
 ) -> Verification:
     """The gate in float64 on randomised weights, every cast inside the module kept in float64.
+
+    ``equal`` makes from any weights others that should compute the same (larger groups than permutations): they count too.
 
     Where the module takes another number of examples than it was traced on, or longer or shorter ones, the error counts
     there too: in the one number, what mixes examples with units may look like a factor of the units.
@@ -82,7 +87,7 @@ def verify_graph(
         resize = replace(program, inputs=resized(program.inputs, known, dim))
         others.append(_Module(model, resize, double=True))
     with fitting_threads(program.inputs):
-        return _verify(run, graph, drawn(model, program, seed, weights), seed, others)
+        return _verify(run, graph, drawn(model, program, seed, weights), seed, others, equal)
 
 
 def verify_weights(
@@ -108,7 +113,12 @@ def change(new: tuple[torch.Tensor, ...], old: tuple[torch.Tensor, ...]) -> floa
 
 
 def _verify(
-    run: _Module, graph: FlowGraph, weights: Mapping[str, torch.Tensor], seed: int, others: Sequence[_Module] = ()
+    run: _Module,
+    graph: FlowGraph,
+    weights: Mapping[str, torch.Tensor],
+    seed: int,
+    others: Sequence[_Module] = (),
+    equal: Equal | None = None,
 ) -> Verification:
     """One state at a time: it is moved tensor by tensor, and of the controls one tensor is another."""
     moved = Moves(draw(space, seed) for space in graph.spaces if space.pinned is None)
@@ -119,9 +129,14 @@ def _verify(
             "the model's own outputs hold values that are not numbers (NaN) on the inputs of the gate, so nothing can be "
             "proved; check its weights, or give other inputs (--data, example_inputs)"
         )
+    gaps = [0.0]
+    if equal is not None:
+        state = dict(equal(weights))
+        gaps.append(change(run(state), reference))
+        state = {name: _working(weights[name], double=run.double) for name in weights}
     for name in moved.names:
         state[name] = moved(name, state[name])
-    gaps = [change(run(state), reference)] if moved.names else [0.0]
+    gaps += [change(run(state), reference)] if moved.names else []
     for other, old in zip(others, before, strict=True):
         new = other.tried(state) if old is not None else None
         gap = change(new, old) if new is not None and old is not None else inf
