@@ -9,7 +9,6 @@ import torch
 
 import otfuse
 from align_copies import probe
-from gauged import moved
 from otfuse.align.aligned import Aligner
 from otfuse.core.options import Aligned
 from otfuse.errors import DataError, RecipeError, UsageError
@@ -31,7 +30,7 @@ def _tensors(model):
 def _made(name, recipe, dtype=torch.float32, weights=None):
     model, inputs = example(name).build(0)
     model = model.to(dtype)
-    other, side = moved(model, inputs, 1)
+    other, side = otfuse.equivalent(model, inputs, seed=1), traced(given(model, "model"), inputs)
     data = probe(model, inputs, rows=24) if recipe == "aligned-acts" else None
     options = {"weights": weights} if weights else {}
     fused = otfuse.fuse([model, other], recipe, data=data, example_inputs=inputs, options=options, verify=False)
