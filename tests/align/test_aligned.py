@@ -9,7 +9,6 @@ import torch
 
 import otfuse
 from align_copies import probe
-from gauged import moved
 from otfuse.align.aligned import Aligner
 from otfuse.core.options import Aligned
 from otfuse.errors import DataError, RecipeError, UsageError
@@ -20,8 +19,8 @@ from otfuse.program.run import Runner
 from otfuse.testing.examples import example
 from tiny import build
 
-FAMILIES = ("hf_vit", "gpt2", "llama_gqa", "phi3_fused", "t5", "mixtral", "resnet")
-SEEN = ("hf_vit", "llama_gqa")
+FAMILIES = ("hf_vit", "phi3_fused", "mixtral", "resnet")  # 30 families alike, see docs/method.md
+SEEN = ("llama_gqa",)
 
 
 def _tensors(model):
@@ -31,7 +30,7 @@ def _tensors(model):
 def _made(name, recipe, dtype=torch.float32, weights=None):
     model, inputs = example(name).build(0)
     model = model.to(dtype)
-    other, side = moved(model, inputs, 1)
+    other, side = otfuse.equivalent(model, inputs, seed=1), traced(given(model, "model"), inputs)
     data = probe(model, inputs, rows=24) if recipe == "aligned-acts" else None
     options = {"weights": weights} if weights else {}
     fused = otfuse.fuse([model, other], recipe, data=data, example_inputs=inputs, options=options, verify=False)
@@ -87,22 +86,21 @@ def test_models_that_share_a_start_are_averaged_plainly():
 def test_the_order_of_the_sources_does_not_matter_and_their_spread_falls():
     models = [build("vit", seed).double() for seed in range(3)]
     sides = [traced(given(model, "m"), None) for model in models]
-    aligner = Aligner(sides, Aligned(), (1 / 3,) * 3)
-    assert all(later <= sooner + 1e-9 for sooner, later in zip(aligner.spreads, aligner.spreads[1:], strict=False))
-    assert aligner.spreads[-1] < aligner.spreads[0]
-    one, other = (
-        otfuse.fuse(m, "aligned", verify=False).model.state_dict() for m in (models, [models[0], *models[:0:-1]])
-    )
-    assert all(torch.allclose(tensor, other[name], atol=1e-9) for name, tensor in one.items())
+    one, other = (Aligner([sides[0], *rest], Aligned(), (1 / 3,) * 3) for rest in (sides[1:], sides[:0:-1]))
+    assert all(later <= sooner + 1e-9 for sooner, later in zip(one.spreads, one.spreads[1:], strict=False))
+    assert one.spreads[-1] < one.spreads[0]
+    for number in (0, 1):
+        maps, same = one.maps(number), other.maps(1 - number)
+        assert all(torch.allclose(own.dense(), same[key].dense(), atol=1e-8) for key, own in maps.items())
 
 
 def test_what_cannot_be_done_is_said():
     wide = build("vit", 1, hidden=24)
-    with pytest.raises(UsageError, match="equal widths.*otfusion"):
+    with pytest.raises(UsageError, match=r"equal widths.*otfusion"):
         otfuse.fuse([build("vit"), wide], "aligned", verify=False)
-    with pytest.raises(DataError, match="no data was given.*aligned"):
+    with pytest.raises(DataError, match=r"no data was given.*aligned"):
         otfuse.fuse(_pair(), "aligned-acts", verify=False)
     with pytest.raises(RecipeError, match=r"aligned.softness cannot be -1"):
         otfuse.fuse(_pair(), "aligned", options={"aligned.softness": -1.0}, verify=False)
-    with pytest.raises(RecipeError, match="unknown key 'aligned.sofness'"):
+    with pytest.raises(RecipeError, match=r"unknown key 'aligned.sofness'"):
         otfuse.fuse(_pair(), "aligned", options={"aligned.sofness": 1.0}, verify=False)

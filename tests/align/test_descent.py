@@ -41,7 +41,7 @@ def test_planted_maps_are_recovered_in_100_of_100_seeds(noise):
         assert share < (1e-20 if noise == 0 else 4 * noise**2), (seed, share)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     seed=st.integers(0, 2**31), stream=st.sampled_from(STREAMS), units=st.sampled_from([Kind.POSITIVE, Kind.SCALING])
 )

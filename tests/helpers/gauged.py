@@ -1,8 +1,6 @@
-"""Models that compute the same with every space moved by its group, and planted problems without a model."""
+"""One block of a transformer without a model: its tensors, its symmetries, and planted problems."""
 
 from __future__ import annotations
-
-import copy
 
 import numpy as np
 import torch
@@ -13,29 +11,7 @@ from otfuse.align.descent import Descent
 from otfuse.align.spaces import Spaces
 from otfuse.core.space import Group, Space
 from otfuse.core.symmetry import Kind, Slot, Symmetry
-from otfuse.flow.groups.canonical import CanonicalWeights
 from otfuse.flow.groups.element import element
-from otfuse.flow.groups.find import symmetries
-from otfuse.fusion.sides import traced
-from otfuse.io.parents import given
-
-
-def moved(model, inputs, seed):
-    """A copy of a module, canonical, every space moved by a random element of its largest group."""
-    side = traced(given(model, "model"), inputs)
-    found = symmetries(side)
-    canonical = CanonicalWeights(side.weights, found.folds, side.graph.ties)
-    elements = [element(s, seed) for s in found.found]
-    made = copy.deepcopy(model)
-    tensors = dict(made.named_parameters(remove_duplicate=False)) | dict(made.named_buffers(remove_duplicate=False))
-    with torch.no_grad():
-        for name in (n for n, first in side.graph.ties.items() if n == first):
-            tensor = canonical.exact(name)
-            for own in elements:
-                tensor = own(name, tensor)
-            tensors[name].copy_(tensor)
-    return made, side
-
 
 WIDTH, WORDS, HEADS, SIZE, UNITS = 12, 7, 3, 4, 10  # fewer words than units: the stream is not told by them alone
 

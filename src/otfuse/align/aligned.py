@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from otfuse.core.alignment import Carry
     from otfuse.core.dataset import Dataset
     from otfuse.core.options import Aligned
+    from otfuse.core.symmetry import Symmetry
     from otfuse.measure.probe import Side
-    from otfuse.program.weights import Weights
 
     Tell = Callable[[int, int], None]
 
@@ -74,29 +74,37 @@ class Aligner:
     ) -> None:
         self._sides, self._options, self._shares, self._data, self._tell = sides, options, tuple(weights), data, tell
         self._fixed, graph = dict(fixed or {}), sides[0].graph
-        self.form: Canonical = canonical(sides, options.groups)
+        self._aside, self.spreads = (
+            aside,
+            list[float](),
+        )  # of all models about their mean, from three on, sweep by sweep
         self.names = tuple(n for n, first in graph.ties.items() if n == first and n not in aside)
-        self.spaces = Spaces(self.form.found)
-        read = [name for name in self.names if name in self.spaces.at]
-        self._models = [Balanced(own, read, graph.shapes, self.spaces) for own in self.form.weights]
-        self._squares = [model.square() for model in self._models]
-        self._sources = [self._aligned(k) for k in range(1, len(sides))]
-        self.spreads: list[float] = []  # of all models about their mean, from three models on, sweep by sweep
-        self.shared = all(source.shared for source in self._sources)
+        self._take(canonical(sides, "permutation"))  # costs nothing, and is enough to see a common start
+        likeness = [cosines(self.spaces, sides[0].weights, side.weights) for side in sides[1:]]
+        shared = [self._is_shared(k, own) for k, own in enumerate(likeness, 1)]
+        self.shared = all(shared)
+        if not self.shared:
+            self._take(canonical(sides, options.groups))
+        self._sources = [self._aligned(k, *told) for k, told in enumerate(zip(likeness, shared, strict=True), 1)]
         if len(self._sources) > 1 and not self.shared and options.features == "weights":
             self._together()
         if options.softness and not self.shared:
             for k, source in enumerate(self._sources, 1):
                 source.state = softened(self._against(k, [0]), source.state, options.softness)
 
-    @property
-    def weights(self) -> tuple[Weights, ...]:
-        """What is mixed, anchor first: as stored where all models share a start, else canonical."""
-        return tuple(own.base for own in self.form.weights) if self.shared else self.form.weights
+    def _take(self, form: Canonical) -> None:
+        """One canonical form of all models, its spaces, and their balanced tensors."""
+        self.form, self.spaces = form, Spaces(form.found)
+        read = [name for name in self.names if name in self.spaces.at]
+        shapes = self._sides[0].graph.shapes
+        self._models = [Balanced(own, read, shapes, self.spaces) for own in form.weights]
+        self._squares = [model.square() for model in self._models]
 
     def maps(self, number: int) -> State:
         """The elements that carry source ``number`` (from 0) in the anchor's own basis, by space id."""
         state, anchor, source = self._sources[number].state, self._models[0].elements, self._models[number + 1].elements
+        if self._sources[number].shared:
+            return state
         found: State = {}
         for key, element in state.items():
             if key in source:
@@ -110,23 +118,36 @@ class Aligner:
             found[key] = element
         return found
 
-    def carried(self) -> tuple[dict[str, torch.Tensor], ...]:
-        """The canonical tensors of all models in the anchor's basis, in memory, anchor first."""
-        found = [{name: self.form.weights[0][name] for name in self.names}]
-        for k, own in enumerate(self.form.weights[1:]):
-            maps = self.maps(k)
-            moves = {name: [(place, maps[key]) for key, place in self.spaces.at.get(name, ())] for name in self.names}
+    def carried(self) -> tuple[tuple[dict[str, torch.Tensor], ...], tuple[Symmetry, ...]]:
+        """The canonical tensors of all models in the anchor's basis, in memory, anchor first; the groups that hold in all."""
+        form = canonical(self._sides, self._options.groups) if self.shared else self.form
+        found = [{name: form.weights[0][name] for name in self.names}]
+        for k, own in enumerate(form.weights[1:]):
+            maps = {} if self.shared else self.maps(k)
+            moves = {
+                name: [(place, maps[key]) for key, place in self.spaces.at.get(name, ()) if key in maps]
+                for name in self.names
+            }
             found.append({name: carried(own[name].double(), moves[name]).to(own[name].dtype) for name in self.names})
-        return tuple(found)
+        return tuple(found), form.found
 
     # -- one source --------------------------------------------------------------------------------------------------
-    def _aligned(self, k: int) -> _Source:
-        likeness = cosines(self.spaces, self.form.weights[0], self.form.weights[k])
-        problem = self._against(k, [0])
-        descent = Descent(problem, (self._squares[0], self._squares[k]), frozenset(self._fixed))
+    def _is_shared(self, k: int, likeness: Mapping[str, float]) -> bool:
+        """Whether a source shares a start with the anchor: weights alike in every space, and its units best left where they are."""
+        descent = self._descent(k)
+        alike = likeness and min(likeness.values()) >= LIKE and not self._fixed
+        return bool(alike) and self._stay(descent, descent.identity())
+
+    def _descent(self, k: int, fixed: frozenset[str] = frozenset()) -> Descent:
+        return Descent(self._against(k, [0]), (self._squares[0], self._squares[k]), frozenset(self._fixed) | fixed)
+
+    def _aligned(self, k: int, likeness: dict[str, float], shared: bool) -> _Source:  # noqa: FBT001
+        descent = self._descent(k)
         start = descent.identity() | self._fixed
-        if not self._fixed and likeness and min(likeness.values()) >= LIKE and self._stay(descent, start):
-            return _Source(start, likeness, (descent.distance(problem.inner(start)),), converged=True, shared=True)
+        if shared:
+            return _Source(
+                start, likeness, (descent.distance(descent.problem.inner(start)),), converged=True, shared=True
+            )
         if self._options.features == "activations":
             found = self._by_activations(k, start)
             return _Source(found.state, likeness, found.trail, found.converged, shared=False)
@@ -147,7 +168,7 @@ class Aligner:
         seen = {key for key, own in problem.spaces.places.items() if own}
         if seen == set(self.spaces.all):
             return found
-        rest = Descent(self._against(k, [0]), (self._squares[0], self._squares[k]), frozenset(self._fixed) | seen)
+        rest = self._descent(k, frozenset(seen))
         return replace(found, state=rest.run(outward(rest, found.state)).state)
 
     def _stay(self, descent: Descent, start: State) -> bool:
@@ -155,9 +176,9 @@ class Aligner:
         for root in descent.roots:
             state, _ = descent.step(root, start)
             for key in (root.space.id, *(kid.symmetry.space.id for kid in self.spaces.inside.get(root.space.id, ()))):
-                element = state[key]
-                if isinstance(element, Monomial):
-                    staying = (element.order == start[key].order).double().mean()  # type: ignore[union-attr]  # alike
+                element, before = state[key], start[key]
+                if isinstance(element, Monomial) and isinstance(before, Monomial):
+                    staying = (element.order == before.order).double().mean()
                     if float(staying) < STAYING:
                         return False
         return True

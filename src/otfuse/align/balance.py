@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _BALANCED = (Kind.INVERTIBLE, Kind.SCALING, Kind.POSITIVE, Kind.TURN)
 _PART = 1 << 24  # values of a part in float64
-_HELD = 1 << 27  # values in float64 that are kept: a gibibyte
+HELD = 1 << 27  # values in float64 that are kept: a gibibyte
 _RANK = 1e-9  # least over largest eigenvalue of a Gram matrix
 _ROUNDS, _STOP = 200, 1e-12  # where balanced spaces meet in one tensor (channels of a chain of convolutions)
 
@@ -84,7 +84,7 @@ class Balanced(Mapping[str, torch.Tensor]):
 
     def whole(self) -> Mapping[str, torch.Tensor]:
         """The same in memory where it is small, for a program that reads them again with every batch."""
-        if sum(prod(self._shapes[name]) for name in self.names) > _HELD:
+        if sum(prod(self._shapes[name]) for name in self.names) > HELD:
             return self
         return {name: self[name] for name in self}
 
@@ -103,7 +103,7 @@ class Balanced(Mapping[str, torch.Tensor]):
 
     def _keep(self, key: tuple[str, int], part: torch.Tensor) -> None:
         self._kept[key] = part
-        while len(self._kept) > 1 and sum(own.numel() for own in self._kept.values()) > _HELD:
+        while len(self._kept) > 1 and sum(own.numel() for own in self._kept.values()) > HELD:
             self._kept.popitem(last=False)
 
     def _free_axis(self, name: str) -> int | None:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from otfuse.align.spaces import Spaces
     from otfuse.core.symmetry import Symmetry
     from otfuse.measure.probe import Side
-    from otfuse.program.weights import Weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +25,7 @@ class Canonical:
     """Symmetries that hold in all models, and their tensors, folded as they are asked for, anchor first."""
 
     found: tuple[Symmetry, ...]
-    weights: tuple[Weights, ...]
+    weights: tuple[CanonicalWeights, ...]
     notes: tuple[str, ...]
 
 

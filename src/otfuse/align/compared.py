@@ -38,6 +38,9 @@ class Compared(Protocol):
     def inner(self) -> float:
         """The inner product of both sides."""
 
+    def distance(self) -> float:
+        """Their squared distance."""
+
     def grams(self, place: Place) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Products of the anchor's units with themselves, and of the source's; None where they are not known."""
 
@@ -108,6 +111,10 @@ class Moments:
     def inner(self) -> float:
         """Its trace."""
         return float(self.cross.trace())
+
+    def distance(self) -> float:
+        """That of two tables of length one."""
+        return 2 - 2 * self.inner()
 
     def grams(self, place: Place) -> None:  # noqa: ARG002  # what tensors have
         """Not known."""

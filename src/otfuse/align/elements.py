@@ -83,9 +83,9 @@ class Monomial:
     def after(self, first: Element) -> Element:
         """This element after another."""
         if isinstance(first, Dense):
-            return Dense(
-                *(own @ other for own, other in zip(self._both(), (first.matrix, first.dual), strict=True)), first.order
-            )
+            matrix, dual = self._both()
+            order = None if first.order is None else Monomial(self.order).dense() @ first.order
+            return Dense(matrix @ first.matrix, dual @ first.dual, order)
         order = first.order.gather(1, self.order)
         if self.factor is None and first.factor is None:
             return Monomial(order)

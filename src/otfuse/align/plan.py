@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from otfuse.align import aligned_plan
 from otfuse.align.structure import kept_units, needed_nodes, shared_maps
 from otfuse.core.graph import NodeKind
 from otfuse.program.inputs import examples
@@ -78,6 +79,8 @@ def plan(pairs: Sequence[Pair], recipe: Recipe, task: Task, rates: Rates) -> Pla
     theirs = {space.id: space.size for space in pairs[0].source.graph.spaces}
     spaces = [(s.id, s.kind, s.size, theirs.get(s.id, 0)) for s in pairs[0].anchor.graph.spaces if s.pinned is None]
     solved = tuple((name, na, ns, method) for name, na, ns, method, *_ in problems)
+    if recipe.scheme == "aligned":
+        solved = tuple(aligned_plan.problems(pairs[0].anchor.graph)) * len(pairs)
     return Plan(solved, tuple(spaces), needed_mib(pairs, recipe, task), _seconds(pairs, recipe, task, problems, rates))
 
 
@@ -96,7 +99,7 @@ def needed_mib(pairs: Sequence[Pair], recipe: Recipe, task: Task) -> float:
     side, source = pairs[0].anchor, pairs[0].source
     sizes = _sizes(side)
     largest, moments, measure = max(sizes.values(), default=0), 0, 0.0
-    if recipe.otfusion.features == "activations":
+    if recipe.scheme == "otfusion" and recipe.otfusion.features == "activations":
         moments = sum(8 * na * ns for _, na, ns, *_ in problems)
         batch = sum(activations(own.program, _observed(pairs[0], own)) for own in (side, source))
         measure = moments + 2 * largest + batch
@@ -104,6 +107,10 @@ def needed_mib(pairs: Sequence[Pair], recipe: Recipe, task: Task) -> float:
     solve = max((8 * _HELD * na * ns + 24 * values for _, na, ns, _, values, _ in problems), default=0)
     maps = max((16 * na * ns for _, na, ns, *_ in problems), default=0)
     align = moments + maps + max(solve, 3 * largest)
+    if recipe.scheme == "aligned":
+        align += aligned_plan.cost(pairs, recipe.aligned, len(side.program.graph.nodes)).memory
+        if recipe.aligned.features == "activations":
+            align += int(2 * activations(side.program, {n.name for n in side.program.graph.nodes}))
     return (_STRUCTURE + _PER_OPERATOR * len(side.program.graph.nodes) + max(gate, measure, align)) / _MIB
 
 
@@ -112,6 +119,12 @@ def _seconds(pairs: Sequence[Pair], recipe: Recipe, task: Task, problems: Sequen
     side, shapes = pairs[0].anchor, pairs[0].anchor.graph.shapes
     python = _IMPORTING + len(side.program.graph.nodes) * (_TRACING + (_PROVING if task.verify else 0))
     values, dense = sum(map(prod, shapes.values())), recipe.otfusion.solver == "sinkhorn"
+    if recipe.scheme == "aligned":
+        cost = aligned_plan.cost(pairs, recipe.aligned, len(side.program.graph.nodes))
+        seen = task.examples * _places(side.program) * 4 * values * len(pairs)
+        python += cost.python
+        moved = cost.moved + 4 * _PLAIN_PASSES * values * len(pairs) + (4 * _GATE_PASSES * values if task.verify else 0)
+        return python / rates.python + seen / rates.single + cost.double / rates.double + moved / rates.memory
     along = sum(2 * prod(shapes[name]) * shapes[name][axis] for name, axis in _carried(pairs[0]))
     single = float(along * len(pairs) * dense)
     moved = 16 * _STEPS * sum(na * ns for _, na, ns, *_ in problems) + 4 * _PLAIN_PASSES * values * len(pairs)

@@ -108,10 +108,10 @@ def _nesting(symmetries: Mapping[str, Symmetry], where: Mapping[str, list[Place]
             if parent != key and (nested := _inside(symmetry, where[key], symmetries[parent], own)) is not None:
                 found.setdefault(key, {})[parent] = nested
     kids: dict[str, list[Nested]] = {}
-    for own in found.values():
-        outermost = next((parent for parent in own if parent not in found), None)
+    for parents in found.values():
+        outermost = next((parent for parent in parents if parent not in found), None)
         if outermost is not None:
-            kids.setdefault(outermost, []).append(own[outermost])
+            kids.setdefault(outermost, []).append(parents[outermost])
     return kids
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from otfuse.measure.probe import Side
     from otfuse.program.inputs import Inputs
     from otfuse.program.state import Slot
+    from otfuse.program.weights import Weights
 
     Progress = Callable[[str, int, int], None]
 
@@ -77,7 +78,7 @@ class Job:
         self._progress = progress or (lambda _stage, _done, _total: None)
         self.weights = recipe.weights_for(len(parents))
         self.caches: tuple[Slot, ...] = ()
-        self._views = tuple(parent.weights for parent in parents)  # what is mixed, anchor first
+        self._views: Sequence[Weights] = [parent.weights for parent in parents]  # what is mixed, anchor first
         self.compared, self.compared_by = tuple[Compared, ...](), ""
         self.sides: list[Side] = []
         self._yields = yields
@@ -188,7 +189,9 @@ class Job:
             own = {"weights": self.weights, "seed": self.recipe.seed}
             self.recipe = recipes.read(UNEQUAL, own)
             return self._walks(pairs, measured, self._regulariser(pairs, measured), keep=keep, last=True)
-        self.aligner, self._views = aligner, aligner.weights
+        self.aligner = aligner
+        if not aligner.shared:
+            self._views = aligner.form.weights
         return [AlignedWalk(aligner, k, aside, keep=keep) for k in range(len(pairs))]
 
     def _measure(self, pair: Pair) -> Measured:

@@ -17,7 +17,8 @@ from otfuse.errors import SolveError
 def orthogonal(cross: torch.Tensor) -> torch.Tensor:
     """The orthogonal matrix of every copy (Schönemann 1966): ``U V'`` of the singular value decomposition."""
     u, _, v = torch.linalg.svd(_finite(cross))
-    return u @ v
+    found: torch.Tensor = u @ v
+    return found
 
 
 def orthogonal_fixing_ones(cross: torch.Tensor) -> torch.Tensor:
@@ -86,7 +87,8 @@ def balance_factors(writes: torch.Tensor, reads: torch.Tensor) -> torch.Tensor:
 def _power(matrix: torch.Tensor, exponent: float) -> torch.Tensor:
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
     values = values.clamp_min(np.finfo(float).tiny)  # rounding of what is positive
-    return (vectors * values[..., None, :] ** exponent) @ vectors.mT
+    found: torch.Tensor = (vectors * values[..., None, :] ** exponent) @ vectors.mT
+    return found
 
 
 def _finite(cross: torch.Tensor) -> torch.Tensor:

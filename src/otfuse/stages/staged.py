@@ -169,14 +169,13 @@ class Staged:
         aligner = self._job.aligner
         if aligner is None or aligner.shared:
             return self.sides
-        return [replace(side, weights=own) for side, own in zip(self.sides, aligner.carried(), strict=True)]
+        return [replace(side, weights=own) for side, own in zip(self.sides, aligner.carried()[0], strict=True)]
 
     def carried(self) -> Carried:
         """What the scheme `aligned` averages, and the groups that are left to move in."""
         aligner = self._job.aligner
         assert aligner is not None  # the start was aligned
-        models = aligner.carried()
-        return Carried(models, tuple(aligner.form.found), tuple(self.weights))
+        return Carried(*aligner.carried(), tuple(self.weights))
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the result."""

@@ -1,0 +1,85 @@
+"""What scheme ``aligned`` solves and costs, from shapes and spaces alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from otfuse.align.balance import HELD
+from otfuse.core.graph import NodeKind
+from otfuse.core.space import Group
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otfuse.align.pair import Pair
+    from otfuse.core.graph import FlowGraph
+    from otfuse.core.options import Aligned
+    from otfuse.core.space import Space
+
+_ROUNDS = 10  # of the descent with its start, counted on digits and on the examples: 4 to 9
+_TURNS = 1.5e5  # turns of an empty loop that one update of one space takes beside its products
+_TRIALS = 1.5e6  # the same for the trials of groups, an operator
+_WHOLE = ("heads", "queries", "experts")
+_ROTATES = ("stream", "query-key", "value-output")  # kinds of spaces that may take dense maps
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Bytes at once beside what a program takes; products in float64, passes over values, turns of Python."""
+
+    memory: int
+    double: float
+    moved: float
+    python: float
+
+
+def problems(graph: FlowGraph) -> list[tuple[str, int, int, str]]:
+    """(name, anchor units, source units, method) of every space that is aligned; its group is found when it runs."""
+    return [(s.name, s.size, s.size, "largest group") for s in graph.spaces if s.pinned is None]
+
+
+def cost(pairs: Sequence[Pair], options: Aligned, operators: int) -> Cost:
+    """Of all sources: the maps of all spaces, one layer's tensors of both models, tables that are kept where they are small."""
+    graph, sources = pairs[0].anchor.graph, len(pairs)
+    free = [s for s in graph.spaces if s.pinned is None]
+    sizes = {name: prod(shape) for name, shape in graph.shapes.items() if graph.ties.get(name, name) == name}
+    layer = max((_layer(space, sizes) for space in free if space.kind != "stream"), default=0)
+    maps = sum(_map(space) for space in free)
+    largest = max((space.copies * space.size**2 for space in free), default=0)
+    table = min(max(sizes.values(), default=0), 1 << 24)
+    kept = min(sum(sizes.values()), HELD)
+    memory = 8 * (4 * maps * (sources + 1) + 4 * layer + 4 * largest + 6 * table + kept * (sources + 1))
+    along = sum(
+        2 * sizes[m.tensor] * min(s.size, graph.shapes[m.tensor][m.axis])
+        for s in free
+        for m in s.members
+        if m.tensor in sizes
+    )
+    updates = sum(s.size if s.kind in _WHOLE else 1 for s in free)
+    if options.features == "activations":
+        nodes = [
+            n.size
+            for n in graph.nodes
+            if n.observation is not None
+            and n.kind in (NodeKind.NORM, NodeKind.LINEAR, NodeKind.ACTIVATION, NodeKind.PRODUCT, NodeKind.ATTENTION)
+        ]
+        memory += 8 * sum(size * size for size in nodes) * 2
+    return Cost(
+        memory,
+        3.0 * _ROUNDS * along * sources,
+        16.0 * _ROUNDS * 3 * sum(sizes.values()) * sources,
+        _ROUNDS * updates * _TURNS * sources + _TRIALS * operators * (options.groups == "full"),
+    )  # fmt: skip
+
+
+def _layer(space: Space, sizes: dict[str, int]) -> int:
+    return sum(sizes.get(name, 0) for name in {m.tensor for m in space.members})
+
+
+def _map(space: Space) -> int:
+    """Values of one map: an order, or a matrix where a larger group may hold."""
+    if space.group is Group.ROTARY:
+        return 4 * space.copies * space.size
+    return space.copies * space.size * (space.size if space.kind in _ROTATES else 2)
