@@ -80,7 +80,7 @@ def test_eval_of_a_sequence_to_sequence_model_as_a_table(otfuse, models, data):
 
 
 def test_recipes(otfuse):
-    assert otfuse("recipes").out.split() == ["otfusion-acts", "otfusion-emd", "otfusion-wts", "vanilla"]
+    assert otfuse("recipes").out.split() == ["calibrated", "otfusion-acts", "otfusion-emd", "otfusion-wts", "vanilla"]
     assert yaml.safe_load(otfuse("recipes", "otfusion-emd").out)["otfusion"]["solver"] == "emd"
 
 
