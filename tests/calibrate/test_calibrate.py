@@ -1,5 +1,6 @@
 """Layers solved in closed form: exact where the parents agree, for every operator family, on few rows and on bad input."""
 
+import functools
 import re
 import weakref
 from collections import ChainMap
@@ -63,6 +64,11 @@ class Case:
         return Runner(self.program)(whole, tensors if self.entry.from_config else tuple(tensors.values()))[0]
 
 
+@functools.cache
+def case_of(name):
+    return Case(name)
+
+
 def firsts(case, weights):
     return {first: weights[first] for first in case.program.ties.values()}
 
@@ -72,7 +78,7 @@ FAMILIES = ["mlp", "gpt2", "timm_like_vit", "torch_cross", "mixtral", "albert_sh
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_model_beside_itself_stays_what_it_is(name):
-    case = Case(name)
+    case = case_of(name)
     own = case.weights(1)
     made = calibrate([case.side(own)] * 2, firsts(case, own), case.data(2), Calibrated(ridge=0.01), [0.3, 0.7])
     assert made.figures["layers"] > 0
@@ -91,7 +97,7 @@ def test_a_model_beside_itself_stays_what_it_is(name):
     ],
 )
 def test_a_broken_layer_is_repaired(name, broken):
-    case = Case(name)
+    case = case_of(name)
     own = case.weights(1)
     noise = torch.randn(own[broken].shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     start = firsts(case, own) | {broken: own[broken] + 0.1 * noise}
@@ -102,17 +108,19 @@ def test_a_broken_layer_is_repaired(name, broken):
     assert (found - wanted).norm() < 1e-6 * wanted.norm()
 
 
-def test_the_first_layer_becomes_the_weighted_mean_from_any_start():
-    case = Case("mlp")
+@pytest.mark.parametrize("blend", [1.0, 0.4])
+def test_the_first_layer_becomes_the_weighted_mean_from_any_start(blend):
+    case = case_of("mlp")
     a, b = case.weights(1), case.weights(2)
-    made = calibrate([case.side(a), case.side(b)], firsts(case, case.weights(3)), case.data(20), SHARP, [0.25, 0.75])
+    options = Calibrated(ridge=1e-10, blend=blend)
+    made = calibrate([case.side(a), case.side(b)], firsts(case, case.weights(3)), case.data(20), options, [0.25, 0.75])
     for name in ("enter.weight", "enter.bias"):
         assert torch.allclose(made.weights[name], 0.25 * a[name] + 0.75 * b[name], atol=1e-7)
 
 
 def test_values_on_disk_give_the_same_bits_and_nothing_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(waiting.tempfile, "tempdir", str(tmp_path))
-    case = Case("mixtral")
+    case = case_of("mixtral")
     parents = [case.side(case.weights(1)), case.side(case.weights(2))]
     written = []
     monkeypatch.setattr(waiting.torch, "save", lambda v, path, save=torch.save: (written.append(path), save(v, path)))
@@ -125,7 +133,7 @@ def test_values_on_disk_give_the_same_bits_and_nothing_is_left(tmp_path, monkeyp
 
 def test_a_full_disk_is_one_sentence_and_nothing_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(waiting.tempfile, "tempdir", str(tmp_path))
-    case = Case("mlp")
+    case = case_of("mlp")
     own = case.weights(1)
 
     def full(*_):
@@ -195,7 +203,7 @@ def test_padding_does_not_count():
 
 @pytest.mark.parametrize("constant", [False, True])
 def test_few_or_constant_inputs_leave_everything_finite(constant):
-    case = Case("gpt2")
+    case = case_of("gpt2")
     data = case.data(1)
     if constant:
         data = Dataset({"input_ids": np.full_like(data.inputs["input_ids"], 7)})
@@ -206,7 +214,7 @@ def test_few_or_constant_inputs_leave_everything_finite(constant):
 
 
 def test_the_ridge_is_chosen_on_inputs_held_back():
-    case = Case("mlp")
+    case = case_of("mlp")
     a, b = case.weights(1), case.weights(2)
     start = {n: (t + b[n]) / 2 for n, t in a.items()}
     made = calibrate([case.side(a), case.side(b)], start, case.data(20), Calibrated(), [0.5, 0.5])
@@ -216,7 +224,7 @@ def test_the_ridge_is_chosen_on_inputs_held_back():
 
 
 def test_a_parent_without_finite_numbers_is_named_with_the_examples():
-    case = Case("gpt2")
+    case = case_of("gpt2")
     a, b, data = case.weights(1), case.weights(2), case.data(4)
     ids = data.inputs["input_ids"]
     ids[ids == 9] = 8
@@ -230,7 +238,7 @@ def test_a_parent_without_finite_numbers_is_named_with_the_examples():
 
 
 def test_what_is_not_solved_is_told():
-    case, other = Case("gpt2"), Case("gpt2", inputs={"input_ids": torch.arange(20).view(2, 10) + 4})
+    case, other = case_of("gpt2"), Case("gpt2", inputs={"input_ids": torch.arange(20).view(2, 10) + 4})
     own = case.weights(1)
     parents = [case.side(own), Side(other.program, other.graph, other.weights(2))]
     options = Calibrated(ridge=0.01)

@@ -81,7 +81,7 @@ def test_eval_of_a_sequence_to_sequence_model_as_a_table(otfuse, models, data):
 
 def test_recipes(otfuse):
     assert otfuse("recipes").out.split() == [
-        "aligned", "aligned-acts", "auto", "distilled", "otfusion-acts", "otfusion-emd", "otfusion-wts", "vanilla",
+        "aligned", "aligned-acts", "auto", "calibrated", "distilled", "otfusion-acts", "otfusion-emd", "otfusion-wts", "refined", "vanilla",
     ]  # fmt: skip
     assert yaml.safe_load(otfuse("recipes", "otfusion-emd").out)["otfusion"]["solver"] == "emd"
 

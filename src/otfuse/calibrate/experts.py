@@ -28,7 +28,8 @@ def routed_rows(
     form, experts = group[0].form, group[0].form.weight.meta["val"].shape[0]
     rows = [_Routed(group[0], table, experts) for table in tables]
     counted = keep((group[0].token_count,))
-    good = torch.ones(len(rows[0].key), dtype=torch.bool) if counted is None else counted[rows[0].token]
+    token = rows[0].token
+    good = torch.ones_like(token, dtype=torch.bool) if counted is None else counted.to(token.device)[token]
     found = [other.find(rows[0].key) for other in rows[1:]]
     shares = torch.stack([w * there for w, (there, _) in zip(mix, found, strict=True)])
     good = good & (shares.sum(0) > 0)
@@ -36,7 +37,7 @@ def routed_rows(
     shares = (shares / shares.sum(0).clamp_min(1e-12))[:, good].to(x)
     targets = []
     for layer in group:
-        total = torch.zeros(())
+        total = torch.zeros((), device=x.device)
         for m, (share, (there, at)) in enumerate(zip(shares, found, strict=True), 1):
             given = tables[m][layer.node.name][at[good]]
             total = total + torch.where(there[good][:, None], share[:, None] * given, 0.0)
@@ -54,7 +55,7 @@ class _Routed:
     def __init__(self, layer: Layer, table: Mapping[str, Tensor], experts: int) -> None:
         ends, numbers = (table[node.name] for node in layer.routing)
         count = torch.diff(ends.long(), prepend=ends.new_zeros(1).long())
-        self.expert = torch.arange(experts).repeat_interleave(count)
+        self.expert = torch.arange(experts, device=ends.device).repeat_interleave(count)
         self.token = numbers.long()
         self.key = self.token * experts + self.expert
         self._sorted, self._order = self.key.sort()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
-RIDGES = (0.01, 0.002, 0.0004)  # tried where the recipe says auto
+RIDGES = (0.01, 0.001, 0.0001)  # tried where the recipe says auto
 _TRIED = 320  # inputs that tries look at
 _HELD_BACK = 0.25  # of these
 
@@ -66,7 +66,8 @@ def calibrate(
     kept, shares = [parents[i] for i in alike], _shares([mix[i] for i in alike])
     layers = calibrated_layers(kept[0].program, kept[0].graph)
     notes = [*layers.notes(), *_without([name for i, name in enumerate(names) if i not in alike])]
-    weights = {name: start.get(name, parents[0].weights[name]) for name in dict.fromkeys(kept[0].program.ties.values())}
+    firsts = dict.fromkeys(kept[0].program.ties.values())
+    weights = {name: start[name] if name in start else parents[0].weights[name] for name in firsts}
     figures: dict[str, Any] = {"layers": sum(map(len, layers.groups)), "tensors": len(layers.solved)}
     if layers.groups:
         sweeper = Sweeper(kept, layers, shares, [names[i] for i in alike], memory)

@@ -182,6 +182,6 @@ def _seen(layer: Layer, fixed: Fixed) -> tuple[Tensor, Tensor | None]:
 
 
 def _mean(found: Sequence[tuple[Tensor, Tensor | None]], mix: Sequence[float]) -> tuple[Tensor, Tensor | None]:
-    matrix = sum((w * m.double() for w, (m, _) in zip(mix, found, strict=True)), start=torch.zeros(()))
-    offsets = [o.double() for _, o in found if o is not None]
-    return matrix, sum((w * o for w, o in zip(mix, offsets, strict=True)), start=torch.zeros(())) if offsets else None
+    matrix = torch.stack([w * m.double() for w, (m, _) in zip(mix, found, strict=True)]).sum(0)
+    offsets = [w * o.double() for w, (_, o) in zip(mix, found, strict=True) if o is not None]
+    return matrix, torch.stack(offsets).sum(0) if offsets else None
