@@ -1,0 +1,129 @@
+"""Candidates beside controls in several settings, three seeds each, on held-out data.
+
+    python experiments/compare/run.py SETTING... [--seeds 0 1 2] [--rows NAME...] [--out DIR]    # settings: settings.py
+
+Every finished row is added to DIR/SETTING.json at once, and a row that is there is not made again. DIR/results.md is the table:
+mean and standard deviation over seeds. Seconds are processor time of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "know"), str(HERE.parents[1] / "benchmarks")]
+import job  # noqa: E402
+import settings  # noqa: E402
+from rows import Made, Setting, rows  # noqa: E402
+
+from otfuse.evaluate.metrics import evaluate, evaluate_ensemble  # noqa: E402
+from otfuse.train.finetune import finetune  # noqa: E402
+from otfuse.train.options import FinetuneOptions  # noqa: E402
+
+FINETUNED = FinetuneOptions(steps=100, batch_size=32, learning_rate=5e-4, weight_decay=0.01, device="cpu")
+"""The same for every row; chosen once on the parents' own training images."""
+
+
+def scored(model: Any, setting: Setting) -> dict[str, float]:
+    """Loss and accuracy on test data, and again after finetuning with few labels."""
+    score = evaluate(model, setting.test)
+    found = {"loss": score.loss, "accuracy": 100 * score.accuracy if score.accuracy is not None else float("nan")}
+    if setting.few is not None:
+        tuned = evaluate(finetune(model, setting.few, options=FINETUNED).model, setting.test)
+        found |= {"tuned loss": tuned.loss, "tuned accuracy": 100 * (tuned.accuracy or 0.0)}
+    return found
+
+
+def measured(name: str, seed: int, wanted: list[str], kept: dict[str, Any], save: Any) -> None:
+    """All rows of one setting and seed that are not there yet."""
+    setting = settings.SETTINGS[name](seed)
+    done = kept.setdefault(str(seed), {})
+    for i, parent in enumerate(setting.parents):
+        if f"parent {i + 1}" not in done:
+            done[f"parent {i + 1}"] = scored(parent, setting)
+    if "ensemble" not in done:
+        score = evaluate_ensemble(setting.parents, setting.test)
+        done["ensemble"] = {"loss": score.loss, "accuracy": 100 * (score.accuracy or 0.0)}
+    for row, make in rows(setting).items():
+        if row in done or (wanted and not any(row.startswith(w) for w in wanted)):
+            continue
+        try:
+            made: Made = make()
+            done[row] = scored(made.model, setting) | {"seconds": made.seconds, "told": made.told}
+        except Exception as error:  # noqa: BLE001  # a row that cannot be made is a row that says why
+            done[row] = {"failed": f"{type(error).__name__}: {error}"}
+        print(f"{name} seed {seed}: {row}: {done[row]}", file=sys.stderr, flush=True)
+        save()
+
+
+def table(kept: dict[str, Any]) -> list[str]:
+    """Lines of Markdown: mean and standard deviation over the seeds that a row has."""
+    names = list(dict.fromkeys(row for own in kept.values() for row in own))
+    columns = ["accuracy", "loss", "seconds", "tuned accuracy", "tuned loss"]
+    used = [c for c in columns if any(c in row for own in kept.values() for row in own.values())]
+    lines = [f"| | {' | '.join(used)} | seeds |", f"|---|{'---:|' * len(used)}---:|"]
+    for name in names:
+        found = [own[name] for own in kept.values() if name in own and "failed" not in own[name]]
+        if not found:
+            why = next(own[name]["failed"] for own in kept.values() if name in own)
+            lines.append(f"| {name} | {why[:120]} |{' |' * len(used)}")
+            continue
+        cells = [shown([row[c] for row in found if c in row], c) for c in used]
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(found)} |")
+    return lines
+
+
+def shown(values: list[float], column: str) -> str:
+    """Mean and standard deviation."""
+    if not values:
+        return ""
+    digits = 3 if "loss" in column else 1
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", choices=sorted(settings.SETTINGS), default=sorted(settings.SETTINGS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="*", default=[], help="only rows whose names begin so")
+    parser.add_argument("--out", type=Path, default=HERE)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    given.out.mkdir(parents=True, exist_ok=True)
+    for name in given.settings:
+        where = given.out / f"{name}.json"
+        kept = json.loads(where.read_text()) if where.exists() else {}
+        for seed in given.seeds:
+            began = time.perf_counter()
+            measured(name, seed, given.rows, kept, lambda: where.write_text(json.dumps(kept, indent=1) + "\n"))
+            where.write_text(json.dumps(kept, indent=1) + "\n")
+            print(f"{name} seed {seed}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    write(given.out)
+
+
+def write(out: Path) -> None:
+    """results.md of all settings that were measured."""
+    text = ["# Fused models beside controls", ""]
+    text += ["Made by `python experiments/compare/run.py`; seeds 0, 1, 2 of `settings.py`; mean and standard deviation.", ""]
+    text += [f"Machine: {', '.join(f'{k} {v}' for k, v in job.machine().items())}; one thread.", ""]
+    for where in sorted(out.glob("*.json")):
+        told = settings.SETTINGS.get(where.stem)
+        if told is not None:
+            text += [f"## {where.stem}", "", (told.__doc__ or "").strip(), "", *table(json.loads(where.read_text())), ""]
+    (out / "results.md").write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
