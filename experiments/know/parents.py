@@ -66,11 +66,11 @@ def parents(k: int, seed: int, *, same_task: bool = False, options: FinetuneOpti
         rare = chance.permutation(data.size) % RARE == 0
         own = np.isin(data.labels, classes) | rare | same_task
         kind = f"{'same' if same_task else 'know'}-{k}-{seed}-{i}-{options.steps}"
-        found.append(_trained(KEPT / f"{kind}.safetensors", 100 * seed + i, data.take(own.nonzero()[0]), options))
+        found.append(trained(KEPT / f"{kind}.safetensors", 100 * seed + i, data.take(own.nonzero()[0]), options))
     return found
 
 
-def _trained(path: Path, seed: int, data: Dataset, options: FinetuneOptions) -> nn.Module:
+def trained(path: Path, seed: int, data: Dataset, options: FinetuneOptions) -> nn.Module:
     made = model(seed)
     if path.exists():
         made.load_state_dict(load_file(path))
