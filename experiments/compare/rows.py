@@ -44,7 +44,9 @@ class Made:
     told: str = ""
 
 
-def fused(setting: Setting, recipe: str, options: Mapping[str, Any] | None = None, order: Sequence[int] | None = None) -> Made:
+def fused(
+    setting: Setting, recipe: str, options: Mapping[str, Any] | None = None, order: Sequence[int] | None = None
+) -> Made:
     """A named recipe; ``order`` puts another parent first."""
     models = [setting.parents[i] for i in order] if order is not None else setting.parents
     data = None if recipe == "vanilla" else dict(setting.inputs)

@@ -116,12 +116,22 @@ def main() -> None:
 def write(out: Path) -> None:
     """results.md of all settings that were measured."""
     text = ["# Fused models beside controls", ""]
-    text += ["Made by `python experiments/compare/run.py`; seeds 0, 1, 2 of `settings.py`; mean and standard deviation.", ""]
+    text += [
+        "Made by `python experiments/compare/run.py`; seeds 0, 1, 2 of `settings.py`; mean and standard deviation.",
+        "",
+    ]
     text += [f"Machine: {', '.join(f'{k} {v}' for k, v in job.machine().items())}; one thread.", ""]
     for where in sorted(out.glob("*.json")):
         told = settings.SETTINGS.get(where.stem)
         if told is not None:
-            text += [f"## {where.stem}", "", (told.__doc__ or "").strip(), "", *table(json.loads(where.read_text())), ""]
+            text += [
+                f"## {where.stem}",
+                "",
+                (told.__doc__ or "").strip(),
+                "",
+                *table(json.loads(where.read_text())),
+                "",
+            ]
     (out / "results.md").write_text("\n".join(text))
 
 

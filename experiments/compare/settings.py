@@ -93,7 +93,9 @@ def same_2_unseen(seed: int) -> Setting:
     data = known.digits(seed)
     half, other = data.train.take(slice(0, 647)), data.train.take(slice(647, None))
     path = known.KEPT / f"half-{seed}"
-    models = [known.trained(path.with_name(f"{path.name}-{i}.safetensors"), 100 * seed + i, half, WEAK) for i in range(2)]
+    models = [
+        known.trained(path.with_name(f"{path.name}-{i}.safetensors"), 100 * seed + i, half, WEAK) for i in range(2)
+    ]
     return Setting(models, dict(other.inputs), data.held_out)
 
 

@@ -37,7 +37,9 @@ def transplanted(models: Sequence[nn.Module], graph: FlowGraph) -> nn.Module:
     return made
 
 
-def taken(space: Space, states: Sequence[dict[str, Tensor]], origins: dict[tuple[str, int], tuple[Tensor, Tensor]]) -> None:
+def taken(
+    space: Space, states: Sequence[dict[str, Tensor]], origins: dict[tuple[str, int], tuple[Tensor, Tensor]]
+) -> None:
     """Which model and which of its units every unit of a space comes from, noted for the places of its members."""
     known = [(m.tensor, m.axis) in origins for m in space.members]
     if any(m.batch_axis is not None for m in space.members) or all(known):
@@ -67,7 +69,9 @@ def unit_sizes(space: Space, state: dict[str, Tensor]) -> Tensor:
     return total
 
 
-def joined(name: str, states: Sequence[dict[str, Tensor]], origins: dict[tuple[str, int], tuple[Tensor, Tensor]]) -> Tensor:
+def joined(
+    name: str, states: Sequence[dict[str, Tensor]], origins: dict[tuple[str, int], tuple[Tensor, Tensor]]
+) -> Tensor:
     """One tensor of the units that were chosen."""
     parts = [state[name] for state in states]
     if not parts[0].is_floating_point():

@@ -278,7 +278,8 @@ class Aligner:
             return (
                 f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are",
             )
-        return self.form.notes
+        exact = "aligned.tolerance: near-symmetries are not searched yet, all groups used are exact"
+        return (*self.form.notes, *([exact] if self._options.tolerance else []))
 
 
 class AlignedWalk:

@@ -153,7 +153,11 @@ class _Training:
         if given is None and steps and choose:
             _, tried = searched(lambda rate: self.trial(rate, _trial_steps(steps)), self.course.rates, 10**0.5, _LIMITS)
             given = _largest(tried, before)
-        rates: dict[str, Any] = {"rates": list(tried), "figures": list(tried.values()), "rate": given or self.course.rates[-1]}
+        rates: dict[str, Any] = {
+            "rates": list(tried),
+            "figures": list(tried.values()),
+            "rate": given or self.course.rates[-1],
+        }
         rates |= {"examples": self.course.examples, "every": every or _every(steps)}
         return {"step": 0, "steps": steps, "before": before, "best_step": 0, "best_figure": before, "best": {}, **rates}
 
