@@ -43,7 +43,7 @@ def scored(model: Any, setting: Setting) -> dict[str, float]:
     return found
 
 
-def measured(name: str, seed: int, wanted: list[str], kept: dict[str, Any], save: Any) -> None:
+def measured(name: str, seed: int, wanted: list[str], kept: dict[str, Any], where: Path) -> None:
     """All rows of one setting and seed that are not there yet."""
     setting = settings.SETTINGS[name](seed)
     done = kept.setdefault(str(seed), {})
@@ -62,7 +62,7 @@ def measured(name: str, seed: int, wanted: list[str], kept: dict[str, Any], save
         except Exception as error:  # noqa: BLE001  # a row that cannot be made is a row that says why
             done[row] = {"failed": f"{type(error).__name__}: {error}"}
         print(f"{name} seed {seed}: {row}: {done[row]}", file=sys.stderr, flush=True)
-        save()
+        where.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def table(kept: dict[str, Any]) -> list[str]:
@@ -107,7 +107,7 @@ def main() -> None:
         kept = json.loads(where.read_text()) if where.exists() else {}
         for seed in given.seeds:
             began = time.perf_counter()
-            measured(name, seed, given.rows, kept, lambda: where.write_text(json.dumps(kept, indent=1) + "\n"))
+            measured(name, seed, given.rows, kept, where)
             where.write_text(json.dumps(kept, indent=1) + "\n")
             print(f"{name} seed {seed}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     write(given.out)
