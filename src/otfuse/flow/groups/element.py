@@ -54,9 +54,11 @@ class Element:
 
     @property
     def _sparse(self) -> bool:
-        """Whether some units are multiplied, and nothing else happens."""
+        """Whether some units are multiplied, and nothing else happens; not where factors are learned, which may be one for now."""
         others = self.order is not None or self.normal is not None or self.maps is not None
-        return not others and self.factors is not None and bool((self.factors == 1).any())
+        if others or self.factors is None or self.factors.requires_grad:
+            return False
+        return bool((self.factors == 1).any())
 
     def _on(self, block: torch.Tensor, *, inverse: bool, order_only: bool) -> torch.Tensor:
         """``block[copies, n, rest]``, its units in their new places, moved by the rest of ``M`` (or its inverse transpose)."""
