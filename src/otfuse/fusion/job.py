@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from otfuse.align.aligned import AlignedWalk, Aligner
+from otfuse.align.aligned import Aligner
+from otfuse.align.aligned_walk import AlignedWalk
 from otfuse.align.pair import Pair
 from otfuse.align.plan import Task, needed_mib, plain_mib, plain_plan, plan
-from otfuse.align.scheme import measure, needs_data, set_aside, walk
+from otfuse.align.scheme import measure, needs_data, set_aside, uses_data, walk
 from otfuse.core.graph import unreached
 from otfuse.errors import DataError, UsageError
 from otfuse.fusion.apply import complete, fused, mixed
@@ -78,7 +79,7 @@ class Job:
         self._tell_differences()
         with self.clock.stage("trace"):
             inputs = self._examples
-            if self.data is not None and needs_data(self.recipe):
+            if self.data is not None and uses_data(self.recipe):
                 inputs = first_batch(anchor, self.data, self._batch)
             found = sides(self.parents, inputs, lambda side: set_aside(side, self.recipe) | self._lacking)
         self._sides, self.caches = found, found[0].program.caches
