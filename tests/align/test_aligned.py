@@ -19,7 +19,7 @@ from otfuse.program.run import Runner
 from otfuse.testing.examples import example
 from tiny import build
 
-FAMILIES = ("hf_vit", "phi3_fused", "mixtral", "resnet")  # 30 families alike, see docs/method.md
+FAMILIES = ("hf_vit", "phi3_fused", "mixtral", "resnet")  # one of each kind of group; any example can be given
 SEEN = ("llama_gqa",)
 
 
