@@ -19,7 +19,7 @@ from otfuse.program.run import Runner
 from otfuse.testing.examples import example
 from tiny import build
 
-FAMILIES = ("hf_vit", "phi3_fused", "mixtral", "resnet")  # 30 families alike, see docs/method.md
+FAMILIES = ("hf_vit", "phi3_fused", "mixtral", "resnet")  # one of each kind of group; any example can be given
 SEEN = ("llama_gqa",)
 
 
@@ -92,6 +92,19 @@ def test_the_order_of_the_sources_does_not_matter_and_their_spread_falls():
     for number in (0, 1):
         maps, same = one.maps(number), other.maps(1 - number)
         assert all(torch.allclose(own.dense(), same[key].dense(), atol=1e-8) for key, own in maps.items())
+
+
+def test_a_rotation_that_is_not_exact_is_bought_up_to_the_tolerance():
+    anchor, source = _pair("gpt2")  # its table is tied: permutations only
+    exact, dear, bought = (
+        otfuse.fuse([anchor, source], "aligned", options={"aligned.tolerance": at}, verify=False)
+        for at in (0.0, 1e-9, 1e9)
+    )
+    turned = [{s.method for s in f.report.solved} & {"orthogonal fixing the all-ones"} for f in (exact, dear, bought)]
+    assert list(map(len, turned)) == [0, 0, 1]
+    assert all(torch.equal(t, dear.model.state_dict()[n]) for n, t in exact.model.state_dict().items())
+    assert any("more than aligned.tolerance 1e-09" in note for note in dear.report.notes)
+    assert any("carried sources alone lose" in note for note in bought.report.notes)
 
 
 def test_what_cannot_be_done_is_said():

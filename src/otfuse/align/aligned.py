@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from otfuse.align.balance import Balanced
 from otfuse.align.canonical import Canonical, canonical, cosines
-from otfuse.align.carries import carries
 from otfuse.align.compared import Problem, Tensors
 from otfuse.align.descent import Descent, softened
 from otfuse.align.elements import Monomial, carried
+from otfuse.align.near import price, rotated
 from otfuse.align.observed import observed
 from otfuse.align.spaces import Spaces
 from otfuse.align.starts import outward
-from otfuse.core.alignment import Alignment, SpaceReport
+from otfuse.core.alignment import SpaceReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from otfuse.align.compared import State
     from otfuse.align.descent import Found
     from otfuse.align.elements import Element
-    from otfuse.core.alignment import Carry
     from otfuse.core.dataset import Dataset
     from otfuse.core.options import Aligned
     from otfuse.core.symmetry import Symmetry
@@ -74,10 +73,8 @@ class Aligner:
     ) -> None:
         self._sides, self._options, self._shares, self._data, self._tell = sides, options, tuple(weights), data, tell
         self._fixed, graph = dict(fixed or {}), sides[0].graph
-        self._aside, self.spreads = (
-            aside,
-            list[float](),
-        )  # of all models about their mean, from three on, sweep by sweep
+        self.spreads: list[float] = []  # of all models about their mean, from three on, sweep by sweep
+        self._told: list[str] = []
         self.names = tuple(n for n, first in graph.ties.items() if n == first and n not in aside)
         self._take(canonical(sides, "permutation"))  # costs nothing, and is enough to see a common start
         likeness = [cosines(self.spaces, sides[0].weights, side.weights) for side in sides[1:]]
@@ -85,12 +82,37 @@ class Aligner:
         self.shared = all(shared)
         if not self.shared:
             self._take(canonical(sides, options.groups))
-        self._sources = [self._aligned(k, *told) for k, told in enumerate(zip(likeness, shared, strict=True), 1)]
-        if len(self._sources) > 1 and not self.shared and options.features == "weights":
-            self._together()
+        told = list(zip(likeness, shared, strict=True))
+        self._solve(told)
+        if options.tolerance and not self.shared:
+            self._widen(told)
         if options.softness and not self.shared:
             for k, source in enumerate(self._sources, 1):
                 source.state = softened(self._against(k, [0]), source.state, options.softness)
+
+    def _solve(self, told: Sequence[tuple[dict[str, float], bool]]) -> None:
+        self._sources = [self._aligned(k, *own) for k, own in enumerate(told, 1)]
+        if len(self._sources) > 1 and not self.shared and self._options.features == "weights":
+            self._together()
+
+    def _widen(self, told: Sequence[tuple[dict[str, float], bool]]) -> None:
+        """Rotations of streams that do not tolerate them exactly, kept if no carried source loses more than the tolerance."""
+        form, sources, spreads = self.form, self._sources, self.spreads
+        wide, names = rotated(form.found)
+        if not names:
+            return
+        self.spreads = []
+        self._take(replace(form, found=wide))
+        self._solve(told)
+        pairs = enumerate(zip(self._sides[1:], self.form.weights[1:], strict=True))
+        worst = max(price(side, own, self.spaces, self.maps(k), self._data) for k, (side, own) in pairs)
+        what = f"{', '.join(names)}: rotated, which is no exact symmetry here, carried sources alone lose {worst:.2g} nats at most"
+        if worst <= self._options.tolerance:
+            self._told.append(what)
+            return
+        self._told.append(f"{what}, more than aligned.tolerance {self._options.tolerance:g}; the exact group is used")
+        self._take(form)
+        self._sources, self.spreads = sources, spreads
 
     def _take(self, form: Canonical) -> None:
         """One canonical form of all models, its spaces, and their balanced tensors."""
@@ -278,34 +300,4 @@ class Aligner:
             return (
                 f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are",
             )
-        exact = "aligned.tolerance: near-symmetries are not searched yet, all groups used are exact"
-        return (*self.form.notes, *([exact] if self._options.tolerance else []))
-
-
-class AlignedWalk:
-    """One source of an :class:`Aligner`, tensor by tensor."""
-
-    def __init__(self, aligner: Aligner, number: int, kept: frozenset[str], *, keep: bool = False) -> None:
-        self._aligner, self._number, self.kept, self._keep = aligner, number, kept, keep
-        self._maps = {} if aligner.shared else aligner.maps(number)
-
-    @property
-    def steps(self) -> int:
-        """How many tensors there are."""
-        return len(self._aligner.names)
-
-    def step(self, index: int) -> dict[str, tuple[Carry, ...]]:
-        """One tensor with its carries (none: taken as it is)."""
-        name, spaces = self._aligner.names[index], self._aligner.spaces
-        moves = [(place, self._maps[key]) for key, place in spaces.at.get(name, ()) if key in self._maps]
-        return {name: carries(name, self._aligner.form.weights[0].shape(name), moves)}
-
-    def rest(self) -> dict[str, tuple[Carry, ...]]:
-        """Nothing is left when all tensors are done."""
-        return {}
-
-    def alignment(self) -> Alignment:
-        """What was found; maps by space id, ``[anchor, source]`` (``[copies, anchor, source]`` where there are several)."""
-        identity = {} if not self._keep else {key: e.dense() for key, e in self._aligner.maps(self._number).items()}
-        maps = {key: (m[0] if len(m) == 1 else m).float() for key, m in identity.items()}
-        return Alignment(maps, self._aligner.reports(self._number), self._aligner.notes(self._number), self.kept)
+        return (*self.form.notes, *self._told) if number == 0 else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from otfuse.align.aligned import AlignedWalk
+from otfuse.align.aligned_walk import AlignedWalk
 from otfuse.align.otfusion import OTFusionWalk
 from otfuse.align.residual import junction_terms, stored_magnitude
 from otfuse.align.structure import classifier_tensors, magnitude_key, needed_nodes
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from otfuse.measure.moments import Moments, Transform
     from otfuse.measure.probe import Side
 
-__all__ = ["Measured", "Walk", "measure", "needs_data", "require_data", "set_aside", "walk"]
+__all__ = ["Measured", "Walk", "measure", "needs_data", "require_data", "set_aside", "uses_data", "walk"]
 
 Walk: TypeAlias = "OTFusionWalk | AlignedWalk"
 
@@ -46,6 +46,11 @@ def needs_data(recipe: Recipe) -> bool:
     return recipe.scheme == "otfusion" and (
         o.features == "activations" or o.residual in _WEIGHED or (o.solver == "sinkhorn" and o.regulariser == "auto")
     )
+
+
+def uses_data(recipe: Recipe) -> bool:
+    """Whether data that are given are looked at: where they are needed, and where the price of a near-symmetry is measured."""
+    return needs_data(recipe) or (recipe.scheme == "aligned" and recipe.aligned.tolerance > 0)
 
 
 def require_data(recipe: Recipe, data: object) -> None:

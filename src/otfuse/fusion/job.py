@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from otfuse.align.aligned import AlignedWalk, Aligner
+from otfuse.align.aligned import Aligner
+from otfuse.align.aligned_walk import AlignedWalk
 from otfuse.align.pair import Pair
 from otfuse.align.plan import Task, needed_mib, plain_mib, plain_plan, plan
-from otfuse.align.scheme import measure, needs_data, set_aside, walk
+from otfuse.align.scheme import measure, set_aside, uses_data, walk
 from otfuse.core import recipe as recipes
 from otfuse.core.graph import unreached
 from otfuse.core.report import Compared
@@ -83,7 +84,7 @@ class Job:
         self.sides: list[Side] = []
         self._yields, self.yielded = yields, False
         self.aligner: Aligner | None = None
-        self._looks = data is not None and (needs_data(recipe) if looks is None else looks)
+        self._looks = data is not None and (uses_data(recipe) if looks is None else looks)
         self._notes = [note for parent in parents for note in parent.notes]
         self._lacking = frozenset[str]().union(*(parent.lacking for parent in parents))
 

@@ -19,7 +19,7 @@ from otfuse.fusion.job import UNEQUAL, Job
 from otfuse.measure.probe import probe_batches
 from otfuse.measure.rates import rates
 from otfuse.measure.room import require_room
-from otfuse.measure.targets import require_variety, split, together
+from otfuse.measure.targets import apart, require_variety, split, together
 from otfuse.program.run import Runner
 from otfuse.stages.guard import Guard
 from otfuse.stages.order import order
@@ -164,10 +164,27 @@ class Staged:
         """What the report says beside figures."""
         return (*self._notes, *self._job.notes(alignments))
 
+    @property
+    def moved(self) -> bool:
+        """Whether the start carried sources by maps other than the identity, so that the plain average is another model."""
+        return self._job.aligner is not None and not self._job.aligner.shared
+
+    def plain(self) -> Weights:
+        """The plain average of all parents, by first stored name."""
+        found: Weights = {}
+        for name in self.parents[0].weights.alike:
+            own = [share * side.weights[name].double() for share, side in zip(self.weights, self.sides, strict=True)]
+            found[name] = torch.stack(own).sum(0).to(self.parents[0].weights.dtype(name))
+        return found
+
+    def departure(self, weights: Mapping[str, torch.Tensor]) -> float:
+        """Divergence from the parents' mean prediction on the held-back inputs."""
+        return float(apart(self.sides[0], weights, self.inputs, self.targets, self.held).divergence.mean())
+
     def parents_in_basis(self) -> Sequence[Side]:
         """All parents in the units of the fused model: where the start was aligned, as it carried them."""
         aligner = self._job.aligner
-        if aligner is None or aligner.shared:
+        if aligner is None or not self.moved:
             return self.sides
         return [replace(side, weights=own) for side, own in zip(self.sides, aligner.carried()[0], strict=True)]
 

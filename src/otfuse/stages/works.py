@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from otfuse.calibrate.run import calibrate, same_steps
@@ -10,10 +11,13 @@ from otfuse.train.lesson import Lesson
 from otfuse.train.refine import RATES, refine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
+    from otfuse.calibrate.run import Calibration
+    from otfuse.core.dataset import Dataset
+    from otfuse.measure.probe import Side
     from otfuse.stages.staged import Staged
     from otfuse.train.distil import Distilled
 
@@ -85,31 +89,42 @@ def refined(run: Staged, weights: Weights) -> Weights:
 
 
 def calibrated(run: Staged, weights: Weights) -> Weights | None:
-    """Every linear layer solved again in closed form. Where nothing follows that learns, no inputs are kept back from it."""
-    parents, recipe = run.parents_in_basis(), run.recipe
-    if not all(same_steps(parents[0].program, side.program) for side in parents):
+    """Every linear layer solved again in closed form. Where nothing follows that learns, no inputs are kept back from it.
+
+    In `auto` the plain average is calibrated too, and the one of both is taken that departs least on held-back inputs: aligning
+    first matters little on images, and decides on text (docs/experiments.md).
+    """
+    recipe = run.recipe
+    if not all(same_steps(run.sides[0].program, side.program) for side in run.sides):
         run.note(
             "nothing was calibrated: the models differ in size or operators, and layers are solved only between equal ones"
         )
         return None
     alone = recipe.scheme == "calibrated"
-    data = run.inputs if alone else run.inputs.take(run.learned)
     if alone:
         run.note(
             "all inputs were calibrated with: figures of stages on held-back inputs are of inputs that it has seen"
         )
+    data = run.inputs if alone else run.inputs.take(run.learned)
     with run.clock.stage("calibrate"):
-        made = calibrate(
-            parents,
-            weights,
-            data,
-            recipe.calibrated,
-            run.weights,
-            lambda done, total: run.tell("calibrate", done, total),
-            names=[parent.name for parent in run.parents],
-        )
+        made = _solved(run, run.parents_in_basis(), weights, data)
+        if recipe.scheme == "auto" and run.moved:
+            plain = _solved(run, run.sides, run.plain(), data)
+            gaps = [run.departure(own.weights) for own in (made, plain)]
+            run.note(
+                f"calibrated from the {('aligned', 'plain')[gaps[1] < gaps[0]]} average: divergence from the parents' mean prediction on "
+                f"held-back inputs {gaps[0]:.4g} from the aligned one, {gaps[1]:.4g} from the plain one"
+            )
+            made = plain if gaps[1] < gaps[0] else made
     run.note(*made.notes)
-    return {name: made.weights.get(name, own).to(own.dtype) for name, own in weights.items()}
+    unread = set(run.sides[0].graph.unread)  # what no prediction reads stays the anchor's
+    return {name: own if name in unread else made.weights.get(name, own).to(own.dtype) for name, own in weights.items()}
+
+
+def _solved(run: Staged, parents: Sequence[Side], start: Weights, data: Dataset) -> Calibration:
+    names = [parent.name for parent in run.parents]
+    tell = partial(run.tell, "calibrate")
+    return calibrate(parents, start, data, run.recipe.calibrated, run.weights, tell, names=names)
 
 
 def told(what: str, made: Distilled, batch: int) -> str:
