@@ -59,7 +59,9 @@ def test_gradients_reach_the_elements_of_every_kind(kind):
     assert zero.dtype is torch.float64
     assert torch.autograd.grad(averaged(x).square().sum(), zero)[0].abs().min() > 0 or kind.mixes
     for at in (zero.detach(), 0.2 * torch.randn_like(zero)):
-        assert torch.autograd.gradcheck(lambda v: functional_call(averaged, {name: v}, (x,)), at.clone().requires_grad_())
+        assert torch.autograd.gradcheck(
+            lambda v: functional_call(averaged, {name: v}, (x,)), at.clone().requires_grad_()
+        )
     assert torch.autograd.grad(averaged(x).square().sum(), zero)[0].abs().max() > 0
 
 

@@ -39,7 +39,9 @@ class Elements(nn.Module):
             form = _form(symmetry, soft=soft)
             if form:
                 self._moved.append((symmetry, form))
-        self.values = nn.ParameterList(nn.Parameter(torch.zeros(_shape(s, form), dtype=dtype)) for s, form in self._moved)
+        self.values = nn.ParameterList(
+            nn.Parameter(torch.zeros(_shape(s, form), dtype=dtype)) for s, form in self._moved
+        )
 
     @property
     def learns(self) -> bool:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from otfuse.measure.targets import Targets
 
 
-_ROUNDING = 1e-6  # nats: eleven bits of a probability cost a divergence some 1e-8, the sum of single logarithms some 1e-7
+_ROUNDING = (
+    1e-6  # nats: eleven bits of a probability cost a divergence some 1e-8, the sum of single logarithms some 1e-7
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
