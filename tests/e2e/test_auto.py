@@ -62,7 +62,9 @@ def test_auto_by_steps_writes_a_checkpoint_and_tells_of_its_stages(otfuse, line,
     ]
     kept = json.loads((out / "fusion.json").read_text())
     assert kept["compared"] == told["compared"]
-    assert [stage["name"] for stage in kept["stages"]] == ["load", "trace", "average", "targets", "distil", "write"]
+    assert [stage["name"] for stage in kept["stages"]] == [
+        "load", "trace", "verify", "measure", "align", "average", "targets", "calibrate", "distil", "write",
+    ]  # fmt: skip
     assert "| parent or stage | figure | seconds | |" in (out / "README.md").read_text()
     again = otfuse(*(tmp_path / "again" if a == out else a for a in line), "--steps", "4")
     assert again.status == 0
@@ -78,8 +80,8 @@ def test_a_dry_run_tells_stages_and_cost_and_writes_nothing(otfuse, line, tmp_pa
     plans = [
         json.loads(otfuse(*line, "--dry-run", "--json", *more).out) for more in (("--steps", "9"), ("--budget", "2m"))
     ]
-    assert [stage["name"] for stage in plans[0]["stages"]] == ["start", "targets", "distilled"]
-    assert plans[0]["stages"][2]["what"] == "9 steps, batches of 32"
+    assert [stage["name"] for stage in plans[0]["stages"]] == ["start", "targets", "calibrated", "distilled"]
+    assert plans[0]["stages"][3]["what"] == "9 steps, batches of 32"
     assert plans[1]["seconds"] > 120
     assert plans[0]["memory_mib"] > 0
     shown = otfuse(*line, "--dry-run", "--recipe", "distilled")
@@ -94,7 +96,7 @@ def killed(line, at, name, environment):
 
 def test_a_killed_run_goes_on_to_the_same_files(otfuse, line, shell, tmp_path):
     """Killed while it tries learning rates (nothing is kept), and in the middle of training."""
-    more = ("--recipe", "distilled", "--steps", "120")
+    more = ("--recipe", "distilled", "--set", "distilled.start=plain", "--steps", "120")
     whole = tmp_path / "whole"
     assert otfuse(*(whole if a == tmp_path / "out" else a for a in line), *more).status == 0
     told = json.loads((whole / "fusion.json").read_text())["notes"]

@@ -56,7 +56,14 @@ def test_models_of_other_sizes_have_no_plain_line_and_a_carried_one_all_the_same
     from tiny import build, save
 
     wide = save(build("gpt2", 3, mlp=40), tmp_path / "wide")
-    ran = otfuse("barrier", models / "gpt20", wide, "--data", data / "text.txt", "--points", "4", "--json")
+    given = ("barrier", models / "gpt20", wide, "--data", data / "text.txt", "--points", "4", "--json")
+    ran = otfuse(*given, "-q")
+    assert (ran.status, ran.err.count("\n"), "use a recipe of scheme otfusion (otfusion-wts)" in ran.err) == (
+        2,
+        1,
+        True,
+    )
+    ran = otfuse(*given, "--recipe", "otfusion-wts")
     assert ran.status == 0, ran.err
     found = json.loads(ran.out)
     assert [(line["recipe"], line["middle"]) for line in found["lines"]] == [("otfusion-wts", None)]

@@ -21,7 +21,7 @@ from transformers import GPT2LMHeadModel, ViTForImageClassification
 from otfuse.train.progress import Progress
 from tiny import listing
 
-SPACE = ["id", "name", "kind", "size", "copies", "group", "pinned", "members"]
+SPACE = ["id", "name", "kind", "size", "copies", "group", "pinned", "members", "exact"]
 
 
 def test_inspect_proves_draws_and_prints_the_contract(otfuse, models, tmp_path):

@@ -120,7 +120,7 @@ class Aligner:
         read = [name for name in self.names if name in self.spaces.at]
         shapes = self._sides[0].graph.shapes
         self._models = [Balanced(own, read, shapes, self.spaces) for own in form.weights]
-        self._squares = [model.square() for model in self._models]
+        self._squares = [m.square(f"source {k}" if k else "the anchor") for k, m in enumerate(self._models)]
 
     def maps(self, number: int) -> State:
         """The elements that carry source ``number`` (from 0) in the anchor's own basis, by space id."""

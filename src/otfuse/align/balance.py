@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from math import prod
+from math import isfinite, prod
 from typing import TYPE_CHECKING
 
 import torch
 
 from otfuse.align.elements import Dense, Monomial, carried
 from otfuse.core.symmetry import Kind
+from otfuse.errors import SolveError
 from otfuse.solve.procrustes import balance, balance_factors
 
 if TYPE_CHECKING:
@@ -88,9 +89,16 @@ class Balanced(Mapping[str, torch.Tensor]):
             return self
         return {name: self[name] for name in self}
 
-    def square(self) -> float:
-        """The squared length of all tensors together."""
-        return sum(float(part.square().sum()) for name in self.names for part in self.parts(name))
+    def square(self, whose: str = "a model") -> float:
+        """The squared length of all tensors together; SolveError naming the first tensor of ``whose`` that is not finite."""
+        total = 0.0
+        for name in self.names:
+            total += sum(float(part.square().sum()) for part in self.parts(name))
+            if not isfinite(total):
+                raise SolveError(
+                    f"aligned: {name} of {whose} holds numbers that are not finite; check that model's weights"
+                )
+        return total
 
     def _exact(self, name: str) -> torch.Tensor:
         exact = getattr(self._weights, "exact", None)  # folded tensors before they are rounded

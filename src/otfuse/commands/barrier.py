@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from otfuse.measure.clock import Progress
 
 PLAIN = "vanilla"  # its line stands beside every other
-DEFAULT_RECIPE = "otfusion-wts"  # needs no data; `aligned` takes its place when it exists
+DEFAULT_RECIPE = "aligned"  # needs no data
 _CARRYING = (
     "average",
     "otfusion",

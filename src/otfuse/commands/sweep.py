@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from otfuse.core.recipe import Recipe
     from otfuse.measure.clock import Progress
 
-DEFAULT_RECIPE = "otfusion-wts"  # needs no data; `aligned` takes its place when it exists
+DEFAULT_RECIPE = "aligned"  # needs no data
 LEDGER = "results.jsonl"
 
 

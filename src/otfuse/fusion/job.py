@@ -82,7 +82,7 @@ class Job:
         self._views: Sequence[Weights] = [parent.weights for parent in parents]  # what is mixed, anchor first
         self.compared, self.compared_by = tuple[Compared, ...](), ""
         self.sides: list[Side] = []
-        self._yields = yields
+        self._yields, self.yielded = yields, False
         self.aligner: Aligner | None = None
         self._looks = data is not None and (uses_data(recipe) if looks is None else looks)
         self._notes = [note for parent in parents for note in parent.notes]
@@ -186,6 +186,7 @@ class Job:
         except UnequalError as error:
             if not self._yields:
                 raise
+            self.yielded = True
             self._notes.append(f"not aligned by exact maps, but by recipe {UNEQUAL}: {error}")
             own = {"weights": self.weights, "seed": self.recipe.seed}
             self.recipe = recipes.read(UNEQUAL, own)

@@ -15,7 +15,7 @@ import torch
 from otfuse.core.report import Compared
 from otfuse.errors import DivergedError, TrainError
 from otfuse.evaluate.unlabelled import unlabelled
-from otfuse.fusion.job import Job
+from otfuse.fusion.job import UNEQUAL, Job
 from otfuse.measure.probe import probe_batches
 from otfuse.measure.rates import rates
 from otfuse.measure.room import require_room
@@ -264,10 +264,11 @@ class Staged:
     def _staged(self, weights: Weights, seconds: float) -> Weights:
         names = [parent.name for parent in self.parents]
         guard = Guard(self.sides, names, self.inputs, self.targets, self.held)
-        guard.stage(self._order.name, weights, seconds, first=True, undo=False)
+        name = UNEQUAL if self._job.yielded else self._order.name
+        guard.stage(name, weights, seconds, first=True, undo=False)
         if not torch.isfinite(torch.tensor(guard.rows[-1].figure)):
             raise TrainError(
-                f"what the start ({self._order.name}) predicts for the held-back inputs is not finite; take another start, or check "
+                f"what the start ({name}) predicts for the held-back inputs is not finite; take another start, or check "
                 "the parents' weights"
             )
         undo = self.recipe.scheme == "auto"

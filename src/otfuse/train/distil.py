@@ -191,7 +191,7 @@ class _Training:
             loss = self.update(step, options.learning_rate_at(step, steps))
             if (step + 1) % every == 0 or step + 1 == steps:
                 figure = self.judged()
-                if figure < at["best_figure"]:
+                if figure < at["best_figure"] - self.lesson.rounding:
                     at |= {"best_figure": figure, "best_step": step + 1, "best": self.taken()}
             if progress is not None and ((step + 1) % options.save_every == 0 or step + 1 == steps):
                 progress.save(run, {**at, "step": step + 1, **self.worker.state()})

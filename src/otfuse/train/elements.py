@@ -27,16 +27,21 @@ class Elements(nn.Module):
     Orthogonal maps are Cayley transforms of skew matrices, invertible ones ``I + X``, scalings exponentials, a turn an angle
     and a logarithm. Permutations and signs stay as they are, unless ``soft``: then inner units are mixed by any matrix near
     the identity, what reads them by its transpose. That is no symmetry: the source alone loses something by it.
+    ``dtype`` is the precision in which they are kept, and so that in which exact elements leave the function as it is.
     """
 
-    def __init__(self, symmetries: Sequence[Symmetry], *, soft: bool = False) -> None:
+    def __init__(
+        self, symmetries: Sequence[Symmetry], *, soft: bool = False, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self._moved: list[tuple[Symmetry, str]] = []
         for symmetry in symmetries:
             form = _form(symmetry, soft=soft)
             if form:
                 self._moved.append((symmetry, form))
-        self.values = nn.ParameterList(nn.Parameter(torch.zeros(_shape(s, form))) for s, form in self._moved)
+        self.values = nn.ParameterList(
+            nn.Parameter(torch.zeros(_shape(s, form), dtype=dtype)) for s, form in self._moved
+        )
 
     @property
     def learns(self) -> bool:

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from otfuse.measure.targets import Targets
 
 
+_ROUNDING = (
+    1e-6  # nats: eleven bits of a probability cost a divergence some 1e-8, the sum of single logarithms some 1e-7
+)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Exercise:
     """Examples by their numbers in the data, ``rows[example]``, with how many predictions each has."""
@@ -52,6 +57,11 @@ class Lesson:
         self._keywords = {} if self._by_position else forward_keywords(model)
         totals = [max(1, int(output.starts[-1])) for output in targets.outputs]
         self._scales = [totals[0] / total for total in totals]  # every output counts as much as the first
+
+    @property
+    def rounding(self) -> float:
+        """What two mean losses must differ by to be told apart: probabilities are kept in half precision, and logarithms single."""
+        return _ROUNDING if self._targets.distribution else 0.0
 
     def batch(self, rows: NDArray[np.int64]) -> Exercise:
         """The examples with these numbers."""

@@ -8,6 +8,7 @@ no map is soft, every carried source computes what it computed before.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +48,10 @@ class Averaged(nn.Module):
     def __init__(self, model: nn.Module, carried: Carried, *, soft: bool) -> None:
         super().__init__()
         self._held = (model, carried)  # not its own: neither trained nor copied
-        self.sources = nn.ModuleList(Elements(carried.symmetries, soft=soft) for _ in carried.models[1:])
+        kinds = [tensor.dtype for tensor in carried.models[0].values() if tensor.is_floating_point()]
+        kind = reduce(torch.promote_types, kinds, torch.float32)  # the identity of half precision cannot move
+        elements = partial(Elements, carried.symmetries, soft=soft, dtype=kind)
+        self.sources = nn.ModuleList(elements() for _ in carried.models[1:])
 
     def weights(self) -> dict[str, Tensor]:
         """The mean of all models by first stored name, differentiable."""

@@ -1,0 +1,67 @@
+"""Every recipe that joins by exact maps or learns, from end to end: modules in, a finite module of the anchor's class out."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import otfuse as package
+from tiny import LENGTH, WORDS, build
+
+CHANCE = np.random.default_rng(0)
+DATA = {
+    "vit": {"pixel_values": CHANCE.normal(size=(20, 1, 8, 8)).astype(np.float32)},
+    "llama": {"input_ids": CHANCE.integers(5, WORDS["vocabulary"], (20, LENGTH))},
+}
+SHORT = {f"{name}.steps": 3 for name in ("refined", "distilled", "auto")}
+SHORT |= {"refined.learning_rate": 0.02, "distilled.learning_rate": 1e-3, "calibrated.ridge": 0.01}
+RECIPES = {  # options, and what is compared in turn
+    "aligned": ({}, []),
+    "aligned-acts": ({}, []),
+    "calibrated": ({}, ["plain", "calibrated"]),
+    "calibrated aligned": ({"calibrated.start": "aligned"}, ["aligned", "calibrated"]),
+    "refined": ({}, ["aligned", "refined"]),
+    "distilled": ({"distilled.start": "anchor"}, ["anchor", "distilled"]),
+    "auto": ({}, ["aligned", "calibrated", "distilled"]),
+}
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return {kind: [build(kind, seed, layers=1) for seed in (0, 1)] for kind in DATA}
+
+
+@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("named", RECIPES)
+def test_a_recipe_gives_a_finite_model_of_the_anchors_class(pairs, kind, named):
+    (options, compared), models = RECIPES[named], pairs[kind]
+    made = package.fuse(models, named.split()[0], data=DATA[kind], options=SHORT | options, verify=named == "aligned")
+    assert type(made.model) is type(models[0])
+    weights, anchor = made.model.state_dict(), models[0].state_dict()
+    assert {n: (t.shape, t.dtype) for n, t in weights.items()} == {n: (t.shape, t.dtype) for n, t in anchor.items()}
+    assert all(bool(t.isfinite().all()) for t in weights.values())
+    assert [row.name for row in made.report.compared if row.kind == "stage"] == compared
+    assert not any(torch.equal(weights[n], t) for n, t in anchor.items() if t.ndim > 1)
+
+
+def test_maps_are_refined_by_the_command_too(otfuse, models, data, tmp_path):
+    line = ("fuse", models / "vit0", models / "vit1", "--data", data / "images.npz", "--recipe", "refined", "--json")
+    ran = otfuse(*line, "--set", "refined.steps=3", "--set", "refined.learning_rate=0.02", "--out", tmp_path / "out")
+    assert ran.status == 0, ran.err
+    assert [row["name"] for row in json.loads(ran.out)["compared"][2:]] == ["aligned", "refined"]
+    assert all(bool(t.isfinite().all()) for t in load_file(tmp_path / "out" / "model.safetensors").values())
+
+
+def test_auto_joins_unequal_widths_by_couplings_and_does_not_calibrate_them(pairs):
+    models = [pairs["vit"][0], build("vit", 1, layers=1, hidden=24)]
+    made = package.fuse(models, data=DATA["vit"], options=SHORT, verify=False)
+    assert any(n.startswith("not aligned by exact maps, but by recipe otfusion-wts") for n in made.report.notes)
+    assert any(n.startswith("nothing was calibrated: the models differ in size") for n in made.report.notes)
+    rows = [row.name for row in made.report.compared if row.kind == "stage"]
+    assert rows == ["otfusion-wts", "distilled"]
+    assert all(bool(t.isfinite().all()) for t in made.model.state_dict().values())
+    assert made.model.config.hidden_size == 16
