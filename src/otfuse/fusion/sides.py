@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from otfuse.align.plan import places
 from otfuse.errors import TraceError, UsageError
 from otfuse.flow.derive import derive
 from otfuse.flow.match import require_match
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 GATE_TOLERANCE = 1e-4  # float32, real weights: rounding of deep models stays below
 _GATE_EXAMPLES = 4
-_TRIAL_EXAMPLES = 8  # two choose too few experts to tell
+_TRIAL_EXAMPLES, _TRIAL_ROWS = 8, 512  # two short ones choose too few experts to tell; long ones cost, and tell no more
 _LABELS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "id2label", "label2id")
 
 
@@ -62,10 +63,11 @@ def traced(parent: Parent, inputs: Inputs | None) -> Side:
 
 def _few(model: nn.Module, program: Program) -> Program:
     """The program traced on a few examples, where it was traced on many: a trial of spaces needs no more, and costs as much as they."""
-    if examples(program.inputs) <= _TRIAL_EXAMPLES:
+    number = max(2, min(_TRIAL_EXAMPLES, int(_TRIAL_ROWS // places(program))))
+    if examples(program.inputs) <= number:
         return program
     try:
-        return export(model, resized(program.inputs, _TRIAL_EXAMPLES))
+        return export(model, resized(program.inputs, number))
     except TraceError:
         return program
 
