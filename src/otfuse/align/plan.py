@@ -111,7 +111,12 @@ def needed_mib(pairs: Sequence[Pair], recipe: Recipe, task: Task) -> float:
         align += aligned_plan.cost(pairs, recipe.aligned, len(side.program.graph.nodes)).memory
         if recipe.aligned.features == "activations":
             align += int(2 * activations(side.program, {n.name for n in side.program.graph.nodes}))
-    return (_STRUCTURE + _PER_OPERATOR * len(side.program.graph.nodes) + max(gate, measure, align)) / _MIB
+    return (structure(side.program) + max(gate, measure, align)) / _MIB
+
+
+def structure(program: Program) -> float:
+    """Bytes of a traced program."""
+    return float(_STRUCTURE + _PER_OPERATOR * len(program.graph.nodes))
 
 
 def _seconds(pairs: Sequence[Pair], recipe: Recipe, task: Task, problems: Sequence[Problem], rates: Rates) -> float:
@@ -121,7 +126,7 @@ def _seconds(pairs: Sequence[Pair], recipe: Recipe, task: Task, problems: Sequen
     values, dense = sum(map(prod, shapes.values())), recipe.otfusion.solver == "sinkhorn"
     if recipe.scheme == "aligned":
         cost = aligned_plan.cost(pairs, recipe.aligned, len(side.program.graph.nodes))
-        seen = task.examples * _places(side.program) * 4 * values * len(pairs)
+        seen = task.examples * places(side.program) * 4 * values * len(pairs)
         python += cost.python
         moved = cost.moved + 4 * _PLAIN_PASSES * values * len(pairs) + (4 * _GATE_PASSES * values if task.verify else 0)
         return python / rates.python + seen / rates.single + cost.double / rates.double + moved / rates.memory
@@ -130,7 +135,7 @@ def _seconds(pairs: Sequence[Pair], recipe: Recipe, task: Task, problems: Sequen
     moved = 16 * _STEPS * sum(na * ns for _, na, ns, *_ in problems) + 4 * _PLAIN_PASSES * values * len(pairs)
     double = 0.0
     if recipe.otfusion.features == "activations":
-        rows = task.examples * _places(side.program)
+        rows = task.examples * places(side.program)
         single += rows * (4 * values * len(pairs) + sum(2 * na * ns for _, na, ns, *_ in problems))
     else:
         double = float(sum(2 * (v * ns + dense * carried) for _, _, ns, _, v, carried in problems))
@@ -174,7 +179,7 @@ def _storage(node: fx.Node) -> int | None:
     return int(value.untyped_storage()._cdata)  # noqa: SLF001  # storages have no public identity on fake tensors
 
 
-def _places(program: Program) -> float:
+def places(program: Program) -> float:
     """Rows of units per example: tokens of a text, patches of an image."""
     values = [n.meta["val"] for n in program.graph.nodes if n.target is torch.ops.aten.linear.default]
     return max((prod(v.shape[:-1]) for v in values), default=1) / examples(program.inputs)

@@ -6,6 +6,7 @@ import math
 from collections import ChainMap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from otfuse.align.plan import places
 from otfuse.calibrate.layers import calibrated_layers
 from otfuse.calibrate.sweep import Strength, Sweeper
 from otfuse.calibrate.waiting import IN_MEMORY
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
 
 RIDGES = (0.01, 0.001, 0.0001)  # tried where the recipe says auto
-_TRIED = 320  # inputs that tries look at
+_TRIED = 16, 320  # inputs that tries look at, least and most; between them as many as have _ROWS rows of units
+_ROWS = 4096
 _HELD_BACK = 0.25  # of these
 
 
@@ -128,7 +130,7 @@ def _ridge(
     """
     if options.ridge != "auto":
         return options.ridge, {}
-    few = data.take(slice(0, _TRIED))
+    few = data.take(slice(0, tried_with(parents[0].program)))
     if few.size < 2:
         return RIDGES[0], {}
     held = max(1, round(_HELD_BACK * few.size))
@@ -140,6 +142,12 @@ def _ridge(
             gap = float(apart(parents[0], ChainMap(solved, dict(weights)), probe, targets).divergence.mean())
             tried[value] = math.inf if math.isnan(gap) else gap
     return min(tried, key=tried.__getitem__), tried
+
+
+def tried_with(program: Program) -> int:
+    """How many inputs tries look at, at most: of long ones fewer."""
+    least, most = _TRIED
+    return min(most, max(least, int(_ROWS // places(program))))
 
 
 def same_steps(one: Program, other: Program) -> bool:

@@ -159,8 +159,8 @@ class Sweeper:
             (matrix, offset), *others = [_seen(layer, own) for own in (fixed if strength.blend < 1 else fixed[:1])]
             weight, bias = ridge(
                 sums.products(i),
-                matrix.double(),
-                None if offset is None else offset.double(),
+                matrix,
+                offset,
                 strength=strength.ridge,
                 blend=strength.blend,
                 elsewhere=_mean(others, self._mix) if others else None,

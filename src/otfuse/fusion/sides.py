@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
+from otfuse.align.plan import places
 from otfuse.errors import TraceError, UsageError
 from otfuse.flow.derive import derive
 from otfuse.flow.match import require_match
@@ -17,7 +17,7 @@ from otfuse.flow.proof.trial import SpaceTrial
 from otfuse.fusion.differences import require_same_functions
 from otfuse.measure.probe import Side
 from otfuse.program.export import export
-from otfuse.program.inputs import examples, resized, split_inputs
+from otfuse.program.inputs import examples, resized
 from otfuse.program.state import copied
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 GATE_TOLERANCE = 1e-4  # float32, real weights: rounding of deep models stays below
 _GATE_EXAMPLES = 4
-_TRIAL_EXAMPLES = 8  # of a few tokens: two choose too few experts to tell
-_TRIAL_TOKENS = 256  # of long ones two examples do: in float64 a trial costs as much as its tokens
+_TRIAL_EXAMPLES, _TRIAL_ROWS = 8, 512  # two short ones choose too few experts to tell; long ones cost, and tell no more
 _LABELS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "id2label", "label2id")
 
 
@@ -64,19 +63,13 @@ def traced(parent: Parent, inputs: Inputs | None) -> Side:
 
 def _few(model: nn.Module, program: Program) -> Program:
     """The program traced on a few examples, where it was traced on many: a trial of spaces needs no more, and costs as much as they."""
-    number = min(_TRIAL_EXAMPLES, max(2, -(-_TRIAL_TOKENS // _tokens(program))))
+    number = max(2, min(_TRIAL_EXAMPLES, int(_TRIAL_ROWS // places(program))))
     if examples(program.inputs) <= number:
         return program
     try:
         return export(model, resized(program.inputs, number))
     except TraceError:
         return program
-
-
-def _tokens(program: Program) -> int:
-    """Tokens of one example: the length of the longest table of integers, 1 where there is none."""
-    leaves = [leaf for leaf in tree_leaves(split_inputs(program.inputs)) if isinstance(leaf, torch.Tensor)]
-    return max((leaf.shape[1] for leaf in leaves if leaf.ndim == 2 and not leaf.is_floating_point()), default=1)
 
 
 def sides(parents: Sequence[Parent], inputs: Inputs | None, aside: Callable[[Side], frozenset[str]]) -> list[Side]:

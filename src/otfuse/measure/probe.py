@@ -33,6 +33,8 @@ Apply: TypeAlias = "Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any
 Found: TypeAlias = "tuple[int, tuple[torch.Tensor, torch.Tensor]]"
 Terms: TypeAlias = "Mapping[int, Sequence[tuple[int, Affine]]]"
 
+_TOKENS = 1024  # of a forward pass: products of matrices are no faster with more
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
@@ -208,9 +210,12 @@ def as_inputs(program: Program, batch: Dataset) -> Inputs:
 
 
 def first_batch(model: nn.Module, data: Dataset, size: int) -> Inputs:
-    """The first batch as inputs to trace with: by keyword if forward names them, else by position."""
+    """The first batch as inputs to trace with: by keyword if forward names them, else by position.
+
+    At most ``size`` examples: of long texts fewer, for every token's outputs are as wide as the vocabulary.
+    """
     names = inspect.signature(model.forward).parameters
-    batch = data.take(slice(0, even(data.size, size)))
+    batch = data.take(slice(0, even(data.size, _at_once_most(data, size))))
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.inputs.items()}
     if all(name in names for name in tensors):
         return tensors
@@ -220,3 +225,9 @@ def first_batch(model: nn.Module, data: Dataset, size: int) -> Inputs:
     raise DataError(
         f"data: {type(model).__name__} has no input {odd!r}; name the arrays as its forward does: {', '.join(names)}"
     )
+
+
+def _at_once_most(data: Dataset, size: int) -> int:
+    texts = [array for array in data.inputs.values() if array.ndim == 2 and array.dtype.kind in "iu"]
+    longest = max((int(array.shape[1]) for array in texts), default=1)
+    return min(size, max(2, _TOKENS // max(1, longest)))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _SHARE = (
     0.125  # of the free memory that targets may take (twice that while they are joined); beyond, they lie in a file
 )
+_MOST = 1 << 28  # bytes of one output's
 _LOWEST = -1e4  # of a log-probability: what a model rules out altogether (minus infinity) must not make 0 * infinity
 
 
@@ -245,7 +246,8 @@ class _Kept:
         self.logits, self._entries = logits, entries
         self._type = np.dtype(np.float16 if logits and half else np.float32)
         expected = rows * entries * self._type.itemsize
-        self.file = cast("BinaryIO", tempfile.TemporaryFile()) if expected > _SHARE * free_mib() * (1 << 20) else None  # noqa: SIM115
+        large = expected > min(_MOST, _SHARE * free_mib() * (1 << 20))
+        self.file = cast("BinaryIO", tempfile.TemporaryFile()) if large else None  # noqa: SIM115
         self._rows: list[NDArray[Any]] = []
         self._counts: list[NDArray[np.int64]] = []
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from otfuse.core.recipe import Recipe
 
 WITHOUT_DATA = START = "aligned"  # what `auto` does without inputs, and what it starts from with them
+TRAINED = frozenset({"refined", "distilled"})  # stages that take gradient steps
 DIRECT = frozenset({"average", "otfusion", "aligned"})  # from maps straight to the result, tensor by tensor
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from otfuse.align.plan import Plan, activations
+from otfuse.align.plan import Plan, activations, structure
+from otfuse.calibrate.layers import calibrated_layers
+from otfuse.calibrate.run import RIDGES, tried_with
+from otfuse.calibrate.waiting import IN_MEMORY
 from otfuse.program.inputs import examples
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 _MIB = 1 << 20
 _COPIES = 7  # of all weights while training: start, best, present, gradient, two moments, and what a step adds
 _PASSES = 3  # forward, and backward twice as long
+_BATCHES = 4  # of a batch's outputs beside the parents': the merged model's, their mean, inputs with targets, products
 _TRIALS = 0.2  # of the steps, spent on learning rates and looks
 
 
@@ -40,17 +44,49 @@ def stages_plan(job: Job, ordered: Order, recipe: Recipe, size: int, rates: Rate
             seconds += recipe.auto.seconds if timed else forward * _PASSES * batch * steps * (1 + _TRIALS)
             what = f"{f'what is left of {recipe.auto.budget}' if timed else f'{steps} steps'}, batches of {batch}"
         told.append((stage, what))
-    memory = max(base.memory_mib, stages_mib(side, ordered, recipe))
+        if stage == "calibrated":
+            sums, own = _calibrating(side, size, parents), recipe.calibrated
+            tries = len(RIDGES) * tried_with(side.program) / max(size, 1) if own.ridge == "auto" else 0
+            turns = own.sweeps + min(tries, len(RIDGES))
+            seconds += turns * (sums.single / rates.single + sums.double / rates.double)
+    memory = max(base.memory_mib, stages_mib(side, ordered, recipe, size, parents))
     return replace(base, memory_mib=memory, seconds=seconds, stages=tuple(told))
 
 
-def stages_mib(side: Side, ordered: Order, recipe: Recipe) -> float:
+def stages_mib(side: Side, ordered: Order, recipe: Recipe, size: int, parents: int) -> float:
     """The expected peak of the stages above what importing takes: weights, and a batch with all its values where one trains."""
     values = 4.0 * _values(side)
     memory = activations(side.program, set()) + 2 * values
+    if "calibrated" in ordered.stages:
+        memory = max(memory, 2 * values + _calibrating(side, size, parents).memory)
     if "distilled" in ordered.stages:
         memory = max(memory, _COPIES * values + _kept(side.program)[0] * recipe.distilled.batch_size)
-    return memory / _MIB
+    return structure(side.program) / _MIB + memory / _MIB
+
+
+class _Calibrating(NamedTuple):
+    """Bytes held beside weights, and floating operations of one sweep in either precision."""
+
+    memory: float
+    single: float
+    double: float
+
+
+def _calibrating(side: Side, size: int, parents: int) -> _Calibrating:
+    """Sums and a batch of the widest group of layers, what waits for all inputs; forward passes, products, solving."""
+    number, groups = max(1, examples(side.program.inputs)), calibrated_layers(side.program, side.graph).groups
+    here = waits = single = double = 0.0
+    for i, group in enumerate(groups):
+        shapes = [tuple(layer.form.matrix(layer.form.weight.meta["val"]).shape) for layer in group]
+        count, reads, writes = shapes[0][0], shapes[0][2], sum(shape[1] for shape in shapes)
+        given = sum(4.0 * prod(layer.observed) for layer in group)
+        rows = given / (4 * count * writes)
+        here = max(here, 8.0 * count * reads * (reads + writes) + (parents + _BATCHES) * given)
+        if i + 1 < len(groups):
+            waits = max(waits, (parents + 1) * (given + 4 * count * rows * reads) * size / number)
+        single += 2 * count * rows * reads * ((parents + 2) * writes + reads) * size / number
+        double += count * reads**2 * (reads / 3 + 4 * writes)
+    return _Calibrating(here + min(waits, IN_MEMORY), single, double)
 
 
 def _values(side: Side) -> int:

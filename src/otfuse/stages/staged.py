@@ -22,7 +22,7 @@ from otfuse.measure.room import require_room
 from otfuse.measure.targets import apart, require_variety, split, together
 from otfuse.program.run import Runner
 from otfuse.stages.guard import Guard
-from otfuse.stages.order import order
+from otfuse.stages.order import TRAINED, order
 from otfuse.stages.plan import stages_mib, stages_plan
 from otfuse.stages.works import STAGES, course
 from otfuse.train.progress import Progress as Kept
@@ -69,7 +69,8 @@ class Staged:
     """One fusion by such a scheme, asked as :class:`otfuse.fusion.job.Job` is.
 
     ``inputs`` are the data as the anchor is asked for predictions, ``learned`` and ``held`` the numbers of its examples that
-    stages learn from and that only judge, ``targets`` what the parents predict together on all of them.
+    stages learn from and that only judge, ``targets`` what the parents predict together on all of them (where no stage trains,
+    on those that judge alone).
     """
 
     targets: Targets
@@ -134,7 +135,8 @@ class Staged:
         """As :meth:`Job.run`: the start, the stages, then every tensor into ``sink``."""
         require_variety(self.inputs, f"recipe {self.recipe.scheme}")
         self._job.pairs()
-        needed, helps = stages_mib(self.sides[0], self._order, self.recipe), "a smaller distilled.batch_size"
+        size, helps = self.inputs.size, "a smaller distilled.batch_size"
+        needed = stages_mib(self.sides[0], self._order, self.recipe, size, len(self.parents))
         require_room(needed, what=f"recipe {self.recipe.scheme}", helps=f"{helps}, or a machine with more")
         began = time.perf_counter()
         weights, alignments, gate = self._start(verify=verify, keep=keep)
@@ -179,7 +181,7 @@ class Staged:
 
     def departure(self, weights: Mapping[str, torch.Tensor]) -> float:
         """Divergence from the parents' mean prediction on the held-back inputs."""
-        return float(apart(self.sides[0], weights, self.inputs, self.targets, self.held).divergence.mean())
+        return float(apart(self.sides[0], weights, self._judged, self.targets, self._judges).divergence.mean())
 
     def parents_in_basis(self) -> Sequence[Side]:
         """All parents in the units of the fused model: where the start was aligned, as it carried them."""
@@ -220,17 +222,25 @@ class Staged:
         return table.tensors, alignments, gate
 
     def _aimed(self) -> Targets:
-        """Which inputs are learned from and which held back, and what the parents predict together on all of them."""
+        """Which inputs are learned from and which held back, and what the parents predict together.
+
+        On all of them where a stage trains, else on those that judge.
+        """
         share = self.recipe.auto.held_back if self.recipe.scheme == "auto" else self.recipe.distilled.held_back
         self._draw(share)
         size = self.inputs.size
         self.learned, self.held = split(size, share, self.recipe.seed)
         if size < FEW:
             self.note(f"{size} inputs to learn from: {FEW} or more would help, and tell better what went wrong")
+        self._judged, judges, places = self.inputs, self.held, self._places
+        if TRAINED.isdisjoint(self._order.stages):
+            self._judged, judges = self.inputs.take(self.held), np.arange(len(self.held))
+            places = None if places is None else places[self.held]
+        self._judges = judges
         names = [parent.name for parent in self.parents]
         with self.clock.stage("targets"):
             tell = partial(self.tell, "targets")
-            self.targets = together(self.sides, self.weights, self.inputs, self._places, names=names, tell=tell)
+            self.targets = together(self.sides, self.weights, self._judged, places, names=names, tell=tell)
         return self.targets
 
     def _draw(self, share: float) -> None:
@@ -263,9 +273,10 @@ class Staged:
 
     def _staged(self, weights: Weights, seconds: float) -> Weights:
         names = [parent.name for parent in self.parents]
-        guard = Guard(self.sides, names, self.inputs, self.targets, self.held)
         name = UNEQUAL if self._job.yielded else self._order.name
-        guard.stage(name, weights, seconds, first=True, undo=False)
+        with self.clock.stage("judge"):
+            guard = Guard(self.sides, names, self._judged, self.targets, self._judges)
+            guard.stage(name, weights, seconds, first=True, undo=False)
         if not torch.isfinite(torch.tensor(guard.rows[-1].figure)):
             raise TrainError(
                 f"what the start ({name}) predicts for the held-back inputs is not finite; take another start, or check "
@@ -284,7 +295,9 @@ class Staged:
                 continue
             if made is None:
                 continue
-            kept = guard.stage(name, made, time.perf_counter() - began, first=False, undo=undo)
+            seconds = time.perf_counter() - began
+            with self.clock.stage("judge"):
+                kept = guard.stage(name, made, seconds, first=False, undo=undo)
             weights = made if kept else weights
         self.note(*guard.notes())
         self.compared, self.compared_by = tuple(guard.rows), guard.by
