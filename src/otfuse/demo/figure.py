@@ -11,15 +11,14 @@ if TYPE_CHECKING:
     Rows = Sequence[Mapping[str, Any]]
 
 COLOURS = {"parent": "#8a949e", "fused": "#1f5f99", "control": "#d98c3f"}
-_LEGEND = {"parent": "parents", "fused": "fused", "control": "controls, distilled without fusing"}
+_LEGEND = {"parent": "parents", "fused": "fused", "control": "controls, distilled alike"}
 _SHORT = 12  # percent: the figure of a bar shorter than this stands beside it
 
 
 def figure(pairs: Mapping[str, Rows], path: Path) -> None:
     """Bars of accuracy (shares of one) to ``path``, one panel per pair; its suffix says the format.
 
-    ``pairs``: by title the rows, ``{"method", "kind", "one_shot", "finetuned"}``, with kind parent, fused, control or ensemble,
-    and ``finetuned`` None or absent where there is none.
+    ``pairs``: by title the rows, ``{"method", "kind", "one_shot", "finetuned"}``, with kind parent, fused, control or ensemble.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -48,13 +47,15 @@ def _panel(axes: Any, title: str, rows: Rows) -> None:
         inside = share >= _SHORT
         where, colour = (1.5, "white") if inside else (share + 1, "black")
         axes.text(where, place, f"{share:.1f}", color=colour, va="center", fontsize=8)
-    tuned = [(100 * row["finetuned"], place) for place, row in enumerate(bars) if row.get("finetuned") is not None]
-    axes.plot(*zip(*tuned, strict=True), "D", color="black", markerfacecolor="white", markersize=5, clip_on=False)
+    tuned = [100 * row["finetuned"] for row in bars]
+    axes.plot(tuned, places, "D", color="black", markerfacecolor="white", markersize=5, clip_on=False)
     for row in rows:
         if row["kind"] == "ensemble":
-            axes.axvline(100 * row["one_shot"], color="black", linestyle="--", linewidth=1)
+            whole = 100 * row["one_shot"]
+            axes.axvline(whole, color="black", linestyle="--", linewidth=1)
+            axes.text(whole - 1, -0.6, f"ensemble {whole:.1f}", ha="right", va="bottom", fontsize=8)
     axes.set_yticks(places, [str(row["method"]) for row in bars], fontsize=9)
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="accuracy on held-out images, %")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(f"Parents: {title}", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)

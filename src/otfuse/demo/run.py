@@ -123,20 +123,30 @@ def run(
             progress(stage, 1, 1)
         _write(folder, found)
         return found
-    pipeline.trace(models[HALVES[0]])  # what Python loads at the first use is no cost of the method that comes first
-    rows = list[dict[str, Any]]()
-    for pair, names in PAIRS.items():
-        candidates = made(pair, {name: models[name] for name in names}, data, chosen, progress)
-        rows += [{"pair": pair} | row for row in compare(candidates, data, chosen, progress, f"compare, {pair}")]
-    said = {pair: words.remarks([row for row in rows if row["pair"] == pair], chosen.probe) for pair in PAIRS}
-    results: dict[str, Any] = {"rows": rows, "remarks": said, "settings": _plain(chosen), "seeds": used}
-    results |= {"digits": {name: list(own) for name, own in known.items()}, "fingerprint": key}
+    results = _compared(models, data, chosen, progress) | {
+        "settings": _plain(chosen),
+        "seeds": used,
+        "fingerprint": key,
+    }
+    results |= {"digits": {name: list(own) for name, own in known.items()}}
     results |= {"machine": machine(), "command": f"otfuse demo {folder.name}"}
     results["table"] = _text(results, chosen)
     results["seconds"] = round(time.perf_counter() - began[0], 1)
     results["processor_seconds"] = round(time.process_time() - began[1], 1)
     _write(folder, results)
     return results
+
+
+def _compared(models: dict[str, nn.Module], data: Digits, settings: Settings, progress: Progress) -> dict[str, Any]:
+    """Rows and remarks of every pair."""
+    pipeline.trace(models[HALVES[0]])  # what Python loads at the first use is no cost of the method that comes first
+    rows, said = list[dict[str, Any]](), dict[str, list[str]]()
+    for pair, names in PAIRS.items():
+        candidates = made(pair, {name: models[name] for name in names}, data, settings, progress)
+        own = compare(candidates, data, settings, progress, f"compare, {pair}")
+        said[pair] = words.remarks(own, settings.probe)
+        rows += [{"pair": pair} | row for row in own]
+    return {"rows": rows, "remarks": said}
 
 
 def parent(
@@ -225,7 +235,7 @@ def _text(results: dict[str, Any], settings: Settings) -> str:
         parts.append(f"## Parents: {pair}\n\n{about[pair]}\n\n{words.table(rows)}\n{said}\n")
     told = (
         f"Accuracy on {HELD_OUT} held-out images, loss in nats. Every recipe was given the same {settings.probe} training images without labels; auto and the "
-        f'controls ("distilled": no fusing, the same target) train for {settings.steps} steps. Seconds: processor time of making the model, one thread. '
+        f'controls ("distilled": a parent, or the plain average, towards the same target) train for {settings.steps} steps, learning rates chosen alike. Seconds: processor time of making the model, one thread. '
         f"Finetuned: the same {settings.finetune.steps} steps on the same {settings.labels} labelled images for every row."
     )
     return "\n".join([*parts, told, "", _source(results)]) + "\n"

@@ -114,7 +114,7 @@ def _advice(fused: Row, rivals: Sequence[Row]) -> str:
     if parent["one_shot"] >= fused["one_shot"]:
         said = f"With parents like these keep the better parent ({parent['method']}): fusing makes nothing that gets more right"
     elif gap <= 0:
-        said = f"With parents like these fusing beats both parents, but without fusing {best['method']} does as well or better"
+        said = f"With parents like these fusing beats both parents, but the control {best['method']} does as well or better"
     else:
         said = f"With parents like these fusing pays: {DEFAULT} gets more right than both parents and every control"
     small = abs(gap) < _error(fused)
