@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 		$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## train two small models on handwritten digits, fuse them in four ways, compare
+demo: $(STAMP) ## train two pairs of small models on handwritten digits, fuse them, compare with controls
 	$(BIN)/otfuse demo demo
 
 test: $(STAMP) ## the whole suite, on two processes

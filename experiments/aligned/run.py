@@ -2,7 +2,7 @@
 
     python experiments/aligned/run.py FOLDER [--out experiments/aligned/results.md] [--recipes aligned ...] [--pairs 1-2 3-4]
 
-Parents, images and probe are those of `otfuse demo`; FOLDER keeps what is trained, a folder per pair (that of
+Parents (of the same digits) and images are those of `otfuse demo`; FOLDER keeps what is trained, a folder per pair (that of
 `experiments/seeds/run.py` will do). Nothing is trained after fusing.
 """
 
@@ -31,6 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "aligned-acts": {},
 }
 PAIRS = ("1-2", "3-4", "5-6")
+PROBE = 400  # training images without labels
 
 
 def rows(folder: Path, pair: str, recipes: list[str], data: demo.Digits) -> list[tuple[str, float, float, float]]:
@@ -73,7 +74,7 @@ def main() -> None:
     asked.add_argument("--pairs", nargs="+", default=list(PAIRS))
     args = asked.parse_args()
     torch.set_num_threads(1)
-    data = demo.digits(demo.Settings().probe)
+    data = demo.digits(PROBE)
     found = [rows(args.folder, pair, args.recipes, data) for pair in args.pairs]
     lines = ["| | loss | accuracy, % | of each pair | processor s |", "|---|---:|---:|---|---:|"]
     for alike in zip(*found, strict=True):

@@ -126,8 +126,12 @@ def test_a_graph_without_junctions_is_drawn():
 
 
 def test_the_figure_is_written(tmp_path):
-    rows = [{"method": "parent", "one_shot": 0.97}, {"method": "vanilla", "one_shot": 0.1, "finetuned": 0.95}]
-    figure.figure(rows, tmp_path / "f.png")
+    rows = [
+        {"method": "one", "kind": "parent", "one_shot": 0.97, "finetuned": 0.98},
+        {"method": "both", "kind": "ensemble", "one_shot": 0.99, "finetuned": 0.99},
+        {"method": "vanilla", "kind": "fused", "one_shot": 0.1, "finetuned": 0.95},
+    ]
+    figure.figure({"a pair": rows, "another": rows[:2]}, tmp_path / "f.png")
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,29 +1,43 @@
-"""The demo's pieces at a size that takes seconds; that its parents reach 97 % is seen by `make demo` itself."""
+"""The demo's pieces at a size that takes seconds; what its models reach is seen by `make demo` itself."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
 
 from otfuse.core.dataset import Dataset
-from otfuse.demo import earlier
+from otfuse.demo import earlier, images
 from otfuse.demo import run as demo
 from otfuse.errors import OutputError
 from otfuse.train.options import FinetuneOptions
 
 TINY = demo.Settings(
-    train=FinetuneOptions(steps=40, batch_size=16, learning_rate=2e-3, device="cpu"),
+    train=FinetuneOptions(steps=12, batch_size=16, learning_rate=2e-3, device="cpu"),
+    half=FinetuneOptions(steps=8, batch_size=16, learning_rate=2e-3, device="cpu"),
     finetune=FinetuneOptions(steps=2, batch_size=16, learning_rate=1e-3, device="cpu"),
+    labels=20,
     probe=24,
+    steps=2,
 )
+METHODS = ["vanilla", "otfusion-wts", "auto"]  # of the demo's, those that are run here
 
 
 def silent(_stage, _done, _total):
     pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_models():
+    with pytest.MonkeyPatch.context() as patch:
+        tiny = partial(demo.image_classifier, hidden=16, layers=1, heads=2, mlp=16)
+        patch.setattr(demo, "image_classifier", tiny)
+        patch.setattr(demo, "RECIPES", {name: demo.RECIPES[name] for name in METHODS})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +50,44 @@ def results(folder):
     return demo.run(folder, silent, TINY)
 
 
-def test_every_method_is_scored_before_and_after_finetuning(results):
-    assert [row["method"] for row in results["rows"]] == [
-        "parent-a", "parent-b", "ensemble", "vanilla", "otfusion-acts", "otfusion-wts", "otfusion-emd",
-    ]  # fmt: skip
-    for row in results["rows"]:
+@pytest.mark.parametrize("pair", ["different digits", "same digits, other seeds"])
+def test_every_method_and_control_is_scored_before_and_after_finetuning(results, pair):
+    rows = [row for row in results["rows"] if row["pair"] == pair]
+    one, other = demo.PAIRS[pair]
+    distilled = [f"{name} distilled" for name in (one, other, "vanilla")]
+    assert [row["method"] for row in rows] == [one, other, "ensemble", *METHODS, *distilled]
+    kinds = ["parent"] * 2 + ["ensemble"] + ["fused"] * len(METHODS) + ["control"] * 3
+    assert [row["kind"] for row in rows] == kinds
+    for row in rows:
         for key in ("one_shot", "finetuned"):
-            right = row[key] * demo.HELD_OUT
+            right = row[key] * images.HELD_OUT
             assert right == pytest.approx(round(right), abs=1e-9)
-            assert 0 <= right <= demo.HELD_OUT
+            assert 0 <= right <= images.HELD_OUT
             assert row[f"{key}_loss"] > 0
         assert row["one_shot_loss"] != row["finetuned_loss"]
+        assert ("seconds" in row) == (row["kind"] in ("fused", "control"))
+
+
+def test_the_controls_train_as_long_as_auto_each_from_its_own_start(monkeypatch):
+    monkeypatch.setattr(
+        demo, "_fused", lambda method, kind, recipe, options, order, _: (method, kind, recipe, options, order)
+    )
+    made = demo.made("pair", {"a": 1, "b": 2}, None, TINY, silent)
+    assert ("auto", "fused", "auto", {"auto.steps": 2}, [1, 2]) in made
+    alike = {"distilled.steps": 2}
+    assert made[-3:] == [
+        ("a distilled", "control", "distilled", {"distilled.start": "anchor", **alike}, [1, 2]),
+        ("b distilled", "control", "distilled", {"distilled.start": "anchor", **alike}, [2, 1]),
+        ("vanilla distilled", "control", "distilled", {"distilled.start": "plain", **alike}, [1, 2]),
+    ]
 
 
 def test_softness_is_chosen_only_where_there_is_some(results):
-    soft = {row["method"]: row["regulariser"] for row in results["rows"] if "regulariser" in row}
-    assert list(soft) == ["otfusion-acts", "otfusion-wts"]
-    for name, found in soft.items():
+    soft = [(row["pair"], row["method"], row["regulariser"]) for row in results["rows"] if "regulariser" in row]
+    assert [found[:2] for found in soft] == [(p, m) for p in demo.PAIRS for m in ("otfusion-wts",)]
+    for pair, name, found in soft:
         assert found > 0
-        assert any(f"{found:g} for {name}" in said for said in results["remarks"])
+        assert any(f"{found:g} for {name}" in said for said in results["remarks"][pair])
 
 
 def test_what_is_written_is_what_is_returned(results, folder):
@@ -63,18 +96,18 @@ def test_what_is_written_is_what_is_returned(results, folder):
     source = results["table"].splitlines()[-1]
     assert "`otfuse demo run`" in source
     assert f"torch {torch.__version__}" in source
-    assert "parent-a 1, parent-b 2, fuse 0, finetune 0" in source
+    assert "half-a 1, half-b 2, parent-a 1, parent-b 2, fuse 0, finetune 0" in source
     assert results["machine"]["threads"] == 1
-    assert {"settings", "seeds", "machine", "command", "seconds", "remarks"} < set(results)
+    assert {"settings", "seeds", "machine", "command", "seconds", "remarks", "digits"} < set(results)
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert sorted(p.name for p in folder.iterdir()) == [
-        "figure.png", "parent-a", "parent-b", "results.json", "results.md",
+        "figure.png", "half-a", "half-b", "parent-a", "parent-b", "results.json", "results.md",
     ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("results")
 def test_a_whole_parent_is_reused_a_damaged_or_other_one_is_trained_again(folder):
-    data, stages = demo.digits(TINY.probe), []
+    data, stages = images.digits(TINY.probe), []
 
     def note(stage, done, total):
         stages.append((done, total))
@@ -86,11 +119,15 @@ def test_a_whole_parent_is_reused_a_damaged_or_other_one_is_trained_again(folder
     weights.write_bytes(weights.read_bytes()[:-100])
     stages.clear()
     again = demo.parent(folder / "parent-a", 1, data, TINY, note)
-    assert stages == [(step, 40) for step in range(1, 41)]
+    assert stages == [(step, 12) for step in range(1, 13)]
     assert all(torch.equal(a, b) for a, b in zip(first, again.parameters(), strict=True))
     stages.clear()
     demo.parent(folder / "parent-a", 5, data, TINY, note)
-    assert len(stages) == 40
+    assert len(stages) == 12
+    for own, steps in (((0, 1, 2, 3, 4), 8), ((0, 1, 2, 3, 4), 1), ((0, 1, 2, 3, 5), 8)):  # the digits count too
+        stages.clear()
+        demo.parent(folder / "half-a", 1, data, TINY, note, own)
+        assert len(stages) == steps
 
 
 def test_finished_results_are_used_again_while_nothing_they_rest_on_has_changed(results, folder, monkeypatch):
@@ -98,12 +135,12 @@ def test_finished_results_are_used_again_while_nothing_they_rest_on_has_changed(
         raise AssertionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo, "_fused", never)
+        patch.setattr(demo.pipeline, "trace", never)
         patch.setattr(demo, "compare", never)
         (folder / "figure.png").unlink()
         assert demo.run(folder, silent, TINY) == json.loads(json.dumps(results))
         assert (folder / "figure.png").is_file()
-        for change in ({"probe": 25}, {"finetune": TINY.finetune.model_copy(update={"steps": 3})}):
+        for change in ({"probe": 25}, {"labels": 21}, {"finetune": TINY.finetune.model_copy(update={"steps": 3})}):
             with pytest.raises(AssertionError):
                 demo.run(folder, silent, replace(TINY, **change))
         patch.setattr(demo, "machine", lambda: {"torch": "other"})
@@ -111,6 +148,23 @@ def test_finished_results_are_used_again_while_nothing_they_rest_on_has_changed(
             demo.run(folder, silent, TINY)
     first = earlier.fingerprint(1)
     assert (first == earlier.fingerprint(1), first == earlier.fingerprint(2)) == (True, False)
+
+
+def test_what_an_older_demo_left_is_its_own_and_made_anew(results, folder, tmp_path, monkeypatch):
+    old = {"command": "otfuse demo run", "rows": [{"method": "vanilla"}], "table": "| vanilla |", "fingerprint": "old"}
+    place = tmp_path / "run"
+    place.mkdir()
+    for name in demo.PARENTS:  # it had these two parents only
+        shutil.copytree(folder / name, place / name)
+    (place / "results.json").write_text(json.dumps(old))
+    (place / "results.md").write_text("old")
+    stages = set()
+    monkeypatch.setattr(demo.pipeline, "trace", lambda _: None)
+    monkeypatch.setattr(demo, "made", lambda *_: [])
+    monkeypatch.setattr(demo, "compare", lambda *a: [row for row in results["rows"] if row["pair"] in a[-1]])
+    demo.run(place, lambda stage, _, total: stages.add((stage, total)), TINY)
+    assert {("train half-a", 8), ("train half-b", 8), ("train parent-a", 1), ("train parent-b", 1)} <= stages
+    assert (place / "results.md").read_text().startswith("## Parents: different digits")
 
 
 def foreign_model(folder):
@@ -153,45 +207,6 @@ def test_what_the_demo_did_not_make_is_never_replaced(tmp_path, make):
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_digits_are_split_without_overlap_and_shifted_by_one_pixel():
-    data = demo.digits(24)
-    assert (data.train.size, data.held_out.size, data.probe.size) == (1797 - demo.HELD_OUT, demo.HELD_OUT, 24)
-    assert data.probe.labels is None
-    images, count = data.shifted.inputs["pixel_values"], data.train.size
-    plain = data.train.inputs["pixel_values"]
-    assert np.array_equal(images[4 * count : 5 * count], plain)  # the middle of nine places
-    assert np.array_equal(images[:count, :, 1:, 1:], plain[:, :, :-1, :-1])
-    assert np.array_equal(data.shifted.labels, np.tile(data.train.labels, 9))
-    both = np.concatenate([plain, data.held_out.inputs["pixel_values"]]).reshape(1797, -1)
-    assert plain.min() == -1
-    assert plain.max() <= 1
-    assert len(np.unique(both, axis=0)) == 1797  # no image twice, so none in both parts
-
-
-def row(method, one_shot, finetuned, **notes):
-    losses = {"one_shot_loss": 1.0, "finetuned_loss": 0.5}
-    return {"method": method, "one_shot": one_shot, "finetuned": finetuned, **losses, **notes}
-
-
-def test_a_low_one_shot_accuracy_is_said():
-    parents = [row("parent-a", 0.98, 0.98), row("parent-b", 0.97, 0.99)]
-    low = demo.remarks([*parents, row("vanilla", 0.2, 0.9), row("otfusion-emd", 0.86, 0.97)], TINY)
-    assert any("One-shot accuracy is low" in said and "86.0 %" in said and "97.0 %" in said for said in low)
-    assert any("no fused model is better" in said for said in low)
-    good = demo.remarks(
-        [*parents, row("vanilla", 0.2, 0.9), row("otfusion-acts", 0.88, 0.995, regulariser=0.05)],
-        TINY,
-    )
-    assert not any("low" in said or "no fused model" in said for said in good)
-    assert any(said.startswith("Regulariser: 0.05 for otfusion-acts;") for said in good)
-
-
-def test_the_table_has_a_row_for_each_method():
-    lines = demo.table([row("vanilla", 0.2, 0.9)], ["A remark."]).splitlines()
-    assert lines[2] == "| vanilla | 20.0 | 1.000 | 90.0 | 0.500 |"
-    assert lines[-1] == "A remark."
-
-
 def test_a_folder_that_is_a_file_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(OutputError) as caught:
@@ -201,11 +216,11 @@ def test_a_folder_that_is_a_file_is_refused_in_one_sentence(tmp_path):
 
 
 def test_the_ensemble_of_one_model_twice_scores_as_that_model():
-    data = demo.digits(24)
+    data = images.digits(24)
     held_out = Dataset(data.held_out.inputs, data.held_out.labels).take(slice(0, 50))
     model = demo.image_classifier(seed=3).eval()
-    small = demo.Digits(data.train, data.shifted, data.probe, held_out)
-    candidates = [demo.Candidate("one", (model,), {}), demo.Candidate("both", (model, model), {})]
+    small = images.Digits(data.train, data.shifted, data.probe, held_out)
+    candidates = [demo.Candidate("one", "parent", (model,)), demo.Candidate("both", "ensemble", (model, model))]
     one, both = demo.compare(candidates, small, TINY, silent)
     assert one["one_shot"] == both["one_shot"]
     assert both["finetuned_loss"] == pytest.approx(one["finetuned_loss"], rel=1e-6)

@@ -1,4 +1,4 @@
-"""`otfuse demo`: two small models trained on handwritten digits, fused in four ways, compared."""
+"""`otfuse demo`: two pairs of small models trained on handwritten digits, fused, and compared with controls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def command(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Train two small vision transformers on handwritten digits, fuse them in four ways, and compare."""
+    """Train two pairs of small vision transformers on handwritten digits, fuse each with every recipe, compare with controls."""
     with output.reporting(quiet=quiet, verbose=verbose) as progress:
         from otfuse.demo.run import run
 

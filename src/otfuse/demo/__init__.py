@@ -1,1 +1,1 @@
-"""What ``make demo`` runs: two small models trained, fused in four ways, compared; everything that only the demo needs."""
+"""What ``make demo`` runs: two pairs of small models trained, fused, compared with controls; everything that only the demo needs."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MARK = "demo.json"  # beside a parent's weights: how it was trained
+DIGITS = "digits"  # in it, where a parent knows some digits only: which
 RESULTS, OTHERS = "results.json", ("results.md", "figure.png")
 
 
@@ -39,7 +40,8 @@ def _foreign(folder: Path, name: str) -> OutputError:
 
 def _is_parent(place: Path) -> bool:
     try:
-        FinetuneOptions(**json.loads((place / MARK).read_text(encoding="utf-8")))
+        made_by = json.loads((place / MARK).read_text(encoding="utf-8"))
+        FinetuneOptions(**{key: value for key, value in made_by.items() if key != DIGITS})
     except Exception:  # noqa: BLE001 - whatever is there instead, it is no record of this demo
         return False
     return True
