@@ -2,8 +2,7 @@
 
     python experiments/aligned/run.py FOLDER [--out experiments/aligned/results.md] [--recipes aligned ...] [--pairs 1-2 3-4]
 
-Parents (of the same digits) and images are those of `otfuse demo`; FOLDER keeps what is trained, a folder per pair (that of
-`experiments/seeds/run.py` will do). Nothing is trained after fusing.
+Images are those of `otfuse demo`; FOLDER keeps what is trained, a folder per pair. Nothing is trained after fusing.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import torch
 from otfuse import pipeline
 from otfuse.demo import run as demo
 from otfuse.evaluate.metrics import evaluate, evaluate_ensemble
+from otfuse.train.options import FinetuneOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +31,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "aligned-acts": {},
 }
 PAIRS = ("1-2", "3-4", "5-6")
+TRAIN = FinetuneOptions(
+    steps=1200, batch_size=64, learning_rate=1e-3, weight_decay=0.05, label_smoothing=0.1, device="cpu"
+)
 PROBE = 400  # training images without labels
 
 
@@ -39,7 +42,7 @@ def rows(folder: Path, pair: str, recipes: list[str], data: demo.Digits) -> list
     seeds = [int(part) for part in pair.split("-")]
     tell = lambda stage, done, total: None  # noqa: E731, ARG005
     parents = [
-        demo.parent(folder / pair / name, seed, data, demo.Settings(), tell)
+        demo.parent(folder / pair / name, seed, data, demo.Settings(train=TRAIN), tell)
         for name, seed in zip(demo.PARENTS, seeds, strict=True)
     ]
     found = [(f"parent {'ab'[i]}", *score(evaluate(model, data.held_out)), 0.0) for i, model in enumerate(parents)]

@@ -2,8 +2,7 @@
 
     python experiments/digits/run.py FOLDER [--out experiments/digits/results.md]
 
-Images and training are those of `otfuse demo`. FOLDER keeps what is trained; given the demo's own
-folder, its `parent-a` is the narrow model here. Plain models are fused as modules through the Python API.
+Images are those of `otfuse demo`. FOLDER keeps what is trained. Plain models are fused as modules through the Python API.
 """
 
 from __future__ import annotations
@@ -36,6 +35,9 @@ RECIPES: dict[str, dict[str, Any]] = {"otfusion-acts": AUTO, "otfusion-wts": AUT
 PLAIN_SEEDS = {"plain-a": 1, "plain-b": 2}
 WIDE = {"hidden": 96, "mlp": 192, "heads": 6, "seed": 2}
 NARROW_SEED = 1
+TRAIN = FinetuneOptions(
+    steps=1200, batch_size=64, learning_rate=1e-3, weight_decay=0.05, label_smoothing=0.1, device="cpu"
+)
 TUNE = FinetuneOptions(steps=100, batch_size=64, learning_rate=2e-4, device="cpu")  # on all training images
 PROBE = 400
 HEADER = "| | regulariser | one-shot, % | loss | finetuned, % | loss |\n|---|---:|---:|---:|---:|---:|"
@@ -165,7 +167,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.md"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    settings = demo.Settings(finetune=TUNE, probe=PROBE)
+    settings = demo.Settings(train=TRAIN, finetune=TUNE, probe=PROBE)
     data = demo.digits(settings.probe)
     record = {
         "machine": demo.machine(),

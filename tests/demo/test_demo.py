@@ -36,6 +36,14 @@ def small_models():
     with pytest.MonkeyPatch.context() as patch:
         tiny = partial(demo.image_classifier, hidden=16, layers=1, heads=2, mlp=16)
         patch.setattr(demo, "image_classifier", tiny)
+        fused, kept = demo._fused, {}
+
+        def once(method, kind, recipe, options, *rest):  # each recipe fuses once: what it makes is tested elsewhere
+            key = recipe, str(options)
+            kept[key] = kept.get(key) or fused(method, kind, recipe, options, *rest)
+            return replace(kept[key], method=method)
+
+        patch.setattr(demo, "_fused", once)
         patch.setattr(demo, "RECIPES", {name: demo.RECIPES[name] for name in METHODS})
         yield
 

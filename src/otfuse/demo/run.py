@@ -62,12 +62,12 @@ class Settings:
     """
 
     train: FinetuneOptions = FinetuneOptions(  # noqa: RUF009  frozen
-        steps=1200, batch_size=64, learning_rate=1e-3, weight_decay=0.05, label_smoothing=0.1, device="cpu"
+        steps=600, batch_size=64, learning_rate=1e-3, weight_decay=0.05, label_smoothing=0.1, device="cpu"
     )
     half: FinetuneOptions = FinetuneOptions(  # noqa: RUF009  frozen
         steps=400, batch_size=32, learning_rate=1e-3, weight_decay=0.05, device="cpu"
     )
-    finetune: FinetuneOptions = FinetuneOptions(steps=80, batch_size=25, learning_rate=2e-4, device="cpu")  # noqa: RUF009  frozen
+    finetune: FinetuneOptions = FinetuneOptions(steps=50, batch_size=25, learning_rate=2e-4, device="cpu")  # noqa: RUF009  frozen
     labels: int = 100
     probe: int = IMAGES - HELD_OUT
     steps: int = 200
