@@ -15,39 +15,40 @@ from otfuse.errors import DataError, RecipeError, UsageError
 from otfuse.flow.proof.gate import change
 from otfuse.fusion.sides import traced
 from otfuse.io.parents import given
-from otfuse.program.run import Runner
 from otfuse.testing.examples import example
 from tiny import build
 
-FAMILIES = ("hf_vit", "phi3_fused", "mixtral", "resnet")  # one of each kind of group; any example can be given
+FAMILIES = ("phi3_fused", "mixtral", "resnet")  # one of each kind of group; any example can be given
 SEEN = ("llama_gqa",)
 
 
-def _tensors(model):
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+def _outputs(model, inputs):
+    args, named = (inputs, {}) if isinstance(inputs, tuple) else ((), inputs)
+    with torch.no_grad():
+        result = model(*args, **named)
+    return (result if isinstance(result, torch.Tensor) else result.logits,)
 
 
-def _made(name, recipe, dtype=torch.float32, weights=None):
+def _lost(name, recipe):
+    """How far a model fused with another that computes the same is from it."""
     model, inputs = example(name).build(0)
-    model = model.to(dtype)
-    other, side = otfuse.equivalent(model, inputs, seed=1), traced(given(model, "model"), inputs)
+    other = otfuse.equivalent(model, inputs, seed=1)
     data = probe(model, inputs, rows=24) if recipe == "aligned-acts" else None
-    options = {"weights": weights} if weights else {}
-    fused = otfuse.fuse([model, other], recipe, data=data, example_inputs=inputs, options=options, verify=False)
-    run = Runner(side.program, double=dtype == torch.float64)
-    assert change(run(_tensors(other)), run(_tensors(model))) < 1e-5
-    assert not any(torch.equal(_tensors(other)[n], t) for n, t in _tensors(model).items() if t.ndim > 1)
-    return change(run(_tensors(fused.model)), run(_tensors(model))), fused
+    fused = otfuse.fuse([model, other], recipe, data=data, example_inputs=inputs, verify=False)
+    wanted = _outputs(model, inputs)
+    assert change(_outputs(other, inputs), wanted) < 1e-5
+    assert not any(torch.equal(other.state_dict()[n], t) for n, t in model.state_dict().items() if t.ndim > 1)
+    return change(_outputs(fused.model, inputs), wanted)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_model_and_one_that_computes_the_same_give_it_back(name):
-    assert _made(name, "aligned")[0] < 1e-4
+    assert _lost(name, "aligned") < 1e-4
 
 
 @pytest.mark.parametrize("name", SEEN)
 def test_so_they_do_by_what_they_compute(name):
-    assert _made(name, "aligned-acts")[0] < 1e-4
+    assert _lost(name, "aligned-acts") < 1e-4
 
 
 def _pair(kind="vit"):

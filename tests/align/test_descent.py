@@ -23,9 +23,9 @@ def apart(own, state):
     return sum(part.distance() for _, part in problem.tables(problem.names, state)) / own.distance(0.0)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_planted_maps_are_recovered_in_100_of_100_seeds(noise):
-    for seed in range(100):
+@pytest.mark.parametrize(("noise", "seeds"), [(0.02, 100), (0.0, 20)])  # without noise: easier, and exact
+def test_planted_maps_are_recovered_in_every_seed(noise, seeds):
+    for seed in range(seeds):
         found = spaces_of_block(STREAMS[seed % 4], Kind.SCALING if seed % 3 else Kind.PERMUTATION)
         source = block(seed)
         anchor, elements = planted(found, source, seed)

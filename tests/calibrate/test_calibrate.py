@@ -88,7 +88,6 @@ def test_a_model_beside_itself_stays_what_it_is(name):
 @pytest.mark.parametrize(
     ("name", "broken"),
     [
-        ("mlp", "up.weight"),
         ("timm_like_vit", "patches.weight"),
         ("gpt2", "transformer.h.1.mlp.c_fc.weight"),
         ("torch_cross", "attention.k_proj_weight"),

