@@ -28,7 +28,8 @@ import scale_text
 HERE = Path(__file__).parent
 SEEDS = {"anchor": 1, "source": 2, "windows": 3}
 WINDOWS = {"count": 64, "length": 256}
-RECIPES = ("vanilla", "otfusion-wts", "otfusion-acts")
+RECIPES = ("vanilla", "otfusion-wts", "otfusion-acts", "calibrated")
+LOOKING = ("otfusion-acts", "calibrated")  # at windows
 JOBS = ("copy", *RECIPES, "mergekit", "inspect", "trace 8B")
 LIST = """
 import atexit, json, runpy, sys
@@ -75,7 +76,7 @@ class Bench:
             assert self._mergekit is not None  # asked for only where it is
             return [str(self._mergekit.with_name("python")), str(self._mergekit), str(self._linear(pair)), str(out)]
         line = [*otfuse, "fuse", *map(str, pair), "--out", str(out), "--recipe", name, "--quiet", *options]
-        return line + (["--data", str(self._windows(size))] if name.endswith("acts") else [])
+        return line + (["--data", str(self._windows(size))] if name in LOOKING else [])
 
     def row(self, name: str, size: str) -> dict[str, Any]:
         """One job measured."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 GB = 1e9 / (1 << 20)  # MiB
 LIMITS = {  # MiB above importing, by job and size (None: every size)
     ("vanilla", None): GB, ("otfusion-wts", "250M"): 2.5 * GB, ("otfusion-wts", "1.2B"): 8 * GB,
-    ("otfusion-acts", "250M"): 6 * GB, ("trace 8B", None): 2 * GB,
+    ("otfusion-acts", "250M"): 6 * GB, ("calibrated", "250M"): 8 * GB, ("trace 8B", None): 2 * GB,
 }  # fmt: skip
 SLOWER = 1.5  # vanilla beside copying
 QUIET = 1.0  # load average up to which wall time says something about a plan's seconds

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
-from otfuse.align.plan import places
 from otfuse.errors import TraceError, UsageError
 from otfuse.flow.derive import derive
 from otfuse.flow.match import require_match
@@ -17,7 +18,7 @@ from otfuse.flow.proof.trial import SpaceTrial
 from otfuse.fusion.differences import require_same_functions
 from otfuse.measure.probe import Side
 from otfuse.program.export import export
-from otfuse.program.inputs import examples, resized
+from otfuse.program.inputs import examples, resized, split_inputs
 from otfuse.program.state import copied
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 GATE_TOLERANCE = 1e-4  # float32, real weights: rounding of deep models stays below
 _GATE_EXAMPLES = 4
-_TRIAL_EXAMPLES, _TRIAL_ROWS = 8, 512  # two short ones choose too few experts to tell; long ones cost, and tell no more
+_TRIAL_EXAMPLES = 8  # two choose too few experts to tell
+_TRIAL_TOKENS = 32
 _LABELS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "id2label", "label2id")
 
 
@@ -62,14 +64,32 @@ def traced(parent: Parent, inputs: Inputs | None) -> Side:
 
 
 def _few(model: nn.Module, program: Program) -> Program:
-    """The program traced on a few examples, where it was traced on many: a trial of spaces needs no more, and costs as much as they."""
-    number = max(2, min(_TRIAL_EXAMPLES, int(_TRIAL_ROWS // places(program))))
-    if examples(program.inputs) <= number:
+    """The program traced on a few examples of a few tokens, where it was traced on more: trials need no more, and cost as much as they.
+
+    Shorter texts only where they lead through the same operators.
+    """
+    given = program.inputs
+    inputs = resized(given, min(_TRIAL_EXAMPLES, examples(given)))
+    if _is_text(inputs) and examples(inputs, 1) > _TRIAL_TOKENS:
+        with contextlib.suppress(TraceError):
+            short = export(model, resized(inputs, _TRIAL_TOKENS, 1))
+            if _operators(short) == _operators(program):
+                return short
+    if examples(given) <= _TRIAL_EXAMPLES:
         return program
     try:
-        return export(model, resized(program.inputs, number))
+        return export(model, inputs)
     except TraceError:
         return program
+
+
+def _is_text(inputs: Inputs) -> bool:
+    first = next((value for value in tree_leaves(split_inputs(inputs)) if isinstance(value, torch.Tensor)), None)
+    return first is not None and first.ndim == 2 and not first.is_floating_point()
+
+
+def _operators(program: Program) -> list[tuple[str, str]]:
+    return [(node.name, str(node.target)) for node in program.graph.nodes]
 
 
 def sides(parents: Sequence[Parent], inputs: Inputs | None, aside: Callable[[Side], frozenset[str]]) -> list[Side]:
