@@ -95,14 +95,10 @@ def killed(line, at, name, environment):
 
 
 def test_a_killed_run_goes_on_to_the_same_files(otfuse, line, shell, tmp_path):
-    """Killed while it tries learning rates (nothing is kept), and in the middle of training."""
     more = ("--recipe", "distilled", "--set", "distilled.start=plain", "--steps", "120")
     whole = tmp_path / "whole"
     assert otfuse(*(whole if a == tmp_path / "out" else a for a in line), *more).status == 0
     told = json.loads((whole / "fusion.json").read_text())["notes"]
-    ended = killed((*line, *more), 3, "SIGTERM", shell.environment)
-    assert (ended.returncode, ended.stderr) == (130, "otfuse: interrupted; nothing unfinished was left behind\n")
-    assert [p.name for p in tmp_path.iterdir()] == ["whole"]
     ended = killed((*line, *more), 30, "SIGTERM", shell.environment)
     assert ended.returncode == 130
     assert ended.stderr.endswith("give the same command again to go on from the last saved state\n")
@@ -121,9 +117,10 @@ def test_a_restart_forgets_what_was_kept(otfuse, line, tmp_path):
     left = tmp_path / ".out.progress"
     left.mkdir()
     (left / "state.pt").write_bytes(b"damaged")
-    ran = otfuse(*line, "--steps", "2")
+    line = (*line, "--recipe", "distilled", "--set", "distilled.start=anchor", "--steps", "2", "--no-verify")
+    ran = otfuse(*line)
     assert (ran.status, "cannot be read; delete the folder or pass --restart" in ran.err) == (1, True)
-    assert otfuse(*line, "--steps", "2", "--restart").status == 0
+    assert otfuse(*line, "--restart").status == 0
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
