@@ -53,7 +53,7 @@ def test_what_cannot_be_one_model_is_refused(name):
 @pytest.mark.parametrize("name", NOTED)
 def test_what_the_source_does_otherwise_is_noted(name):
     anchor, source, said = NOTED[name]
-    notes = otfuse.fuse([anchor, source]).report.notes
+    notes = otfuse.fuse([anchor, source], "otfusion-wts").report.notes
     assert len(notes) == len(said)
     assert all(part in note for part, note in zip(said, notes, strict=True))
 
