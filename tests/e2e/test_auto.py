@@ -63,7 +63,7 @@ def test_auto_by_steps_writes_a_checkpoint_and_tells_of_its_stages(otfuse, line,
     kept = json.loads((out / "fusion.json").read_text())
     assert kept["compared"] == told["compared"]
     assert [stage["name"] for stage in kept["stages"]] == [
-        "load", "trace", "verify", "measure", "align", "average", "targets", "calibrate", "distil", "write",
+        "load", "trace", "verify", "measure", "align", "average", "targets", "judge", "calibrate", "distil", "write",
     ]  # fmt: skip
     assert "| parent or stage | figure | seconds | |" in (out / "README.md").read_text()
     again = otfuse(*(tmp_path / "again" if a == out else a for a in line), "--steps", "4")

@@ -158,7 +158,7 @@ CASES = {
     # data
     "no data": (lambda b: b.fuse(recipe="otfusion-acts"), "no data was given"),
     "auto without data": (
-        lambda b: [*b.fuse(), "--set", "otfusion.regulariser=auto"],
+        lambda b: [*b.fuse(recipe="otfusion-wts"), "--set", "otfusion.regulariser=auto"],
         "a number as regulariser and a residual other than scalar and matrix",
     ),
     "missing data": (lambda b: b.probe(b.place / "d.npz"), "no such file or folder"),

@@ -36,16 +36,20 @@ def begun(
 ) -> Job | Staged:
     """One fusion, to be run or planned."""
     alone = recipe.scheme == "auto" and data is None
+    unread = recipe.scheme not in ("otfusion", "average") and "otfusion" in recipe.model_fields_set
+    told = f"otfusion: recipe {recipe.scheme} does not read this section; give --recipe otfusion-wts or another of that scheme"
     recipe = without_data(recipe) if alone else recipe
     given = (parents, recipe, data, example_inputs, batch_size, clock, progress)
     if recipe.scheme not in DIRECT:
         from otfuse.stages.staged import Staged  # training is slow to import, and only stages train
 
         staged = Staged(*given, tokens=tokens(), device=device, out=out)
-        if "otfusion" in recipe.model_fields_set:
-            staged.note(f"otfusion: recipe {recipe.scheme} does not read this section where there are inputs")
+        if unread:
+            staged.note(told)
         return staged
     job = Job(*given, yields=alone)
+    if unread:
+        job.note(told)
     if alone:
         job.note(
             "auto had no inputs to learn from and compared weights alone; some would help: 100 or more unlabelled images, or "
