@@ -155,7 +155,7 @@ def test_the_card_and_fusion_json_tell_what_was_done(otfuse, models, data, tmp_p
 @pytest.mark.parametrize("option", ["separate", "heads"])
 def test_what_was_solved_is_told_by_space(otfuse, models, tmp_path, option):
     anchor, source, out = models / "gpt20", models / "gpt21", tmp_path / "fused"
-    assert otfuse("fuse", anchor, source, "--out", out, "--set", f"otfusion.query_key={option}").status == 0
+    assert otfuse("fuse", anchor, source, "--out", out, "--recipe", "otfusion-wts", "--set", f"otfusion.query_key={option}").status == 0
     solved = json.loads((out / "fusion.json").read_text())["solved"]
     spaces = {s["id"]: s for s in json.loads(otfuse("inspect", anchor, "--json").out)["spaces"]}
     kinds = {problem["name"]: {spaces[i]["kind"] for i in problem["spaces"]} for problem in solved}
@@ -242,9 +242,8 @@ def test_weights_of_three_models_are_those_of_the_recipe(otfuse, models, tmp_pat
     for name, fused in parts[3].items():
         wanted = 0.5 * parts[0][name] + 0.3 * parts[1][name] + 0.2 * parts[2][name]
         torch.testing.assert_close(fused, wanted, atol=1e-6, rtol=0)
-    ran = otfuse(
-        "fuse", *folders, "--out", tmp_path / "b", "--set", "weights=[1, 0, 0]", "--set", "otfusion.solver=emd"
-    )
+    given = ["--recipe", "otfusion-wts", "--set", "weights=[1, 0, 0]", "--set", "otfusion.solver=emd"]
+    ran = otfuse("fuse", *folders, "--out", tmp_path / "b", *given)
     assert ran.status == 0
     parts = [load_file(folder / "model.safetensors") for folder in (folders[0], tmp_path / "b")]
     for name, own in parts[0].items():
