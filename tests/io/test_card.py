@@ -64,7 +64,7 @@ def test_fusion_json_holds_everything():
     assert data["solved"] == [
         {
             "name": "stream", "method": "emd", "size": [4, 6], "before": 0.5, "after": 0.25, "converged": True, "marginal_error": 0.0,
-            "steps": 0, "spaces": ["stream 0"], "source": "",
+            "steps": 0, "spaces": ["stream 0"], "source": "", "cosine": None,
         }
     ]  # fmt: skip
     assert data["weights"] == [0.5, 0.5]
