@@ -155,7 +155,12 @@ def test_the_card_and_fusion_json_tell_what_was_done(otfuse, models, data, tmp_p
 @pytest.mark.parametrize("option", ["separate", "heads"])
 def test_what_was_solved_is_told_by_space(otfuse, models, tmp_path, option):
     anchor, source, out = models / "gpt20", models / "gpt21", tmp_path / "fused"
-    assert otfuse("fuse", anchor, source, "--out", out, "--recipe", "otfusion-wts", "--set", f"otfusion.query_key={option}").status == 0
+    assert (
+        otfuse(
+            "fuse", anchor, source, "--out", out, "--recipe", "otfusion-wts", "--set", f"otfusion.query_key={option}"
+        ).status
+        == 0
+    )
     solved = json.loads((out / "fusion.json").read_text())["solved"]
     spaces = {s["id"]: s for s in json.loads(otfuse("inspect", anchor, "--json").out)["spaces"]}
     kinds = {problem["name"]: {spaces[i]["kind"] for i in problem["spaces"]} for problem in solved}
