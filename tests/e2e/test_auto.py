@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_to_the_same_files(otfuse, line, shell, tmp_path):
 def test_a_restart_forgets_what_was_kept(otfuse, line, tmp_path):
     left = tmp_path / ".out.progress"
     left.mkdir()
-    (left / "state.pt").write_bytes(b"damaged")
+    (left / "distilled.pt").write_bytes(b"damaged")
     line = (*line, "--recipe", "distilled", "--set", "distilled.start=anchor", "--steps", "2", "--no-verify")
     ran = otfuse(*line)
     assert (ran.status, "cannot be read; delete the folder or pass --restart" in ran.err) == (1, True)

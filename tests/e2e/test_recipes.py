@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import otfuse as package
+from otfuse.calibrate.run import calibrate
+from otfuse.stages import works
 from tiny import LENGTH, WORDS, build
 
 CHANCE = np.random.default_rng(0)
@@ -54,12 +56,31 @@ def test_a_recipe_gives_a_finite_model_of_the_anchors_class(pairs, kind, named):
     assert not any(torch.equal(weights[n], t) for n, t in anchor.items() if t.ndim > 1)
 
 
-def test_maps_are_refined_by_the_command_too(otfuse, models, data, tmp_path):
-    line = ("fuse", models / "vit0", models / "vit1", "--data", data / "images.npz", "--recipe", "refined", "--json")
-    ran = otfuse(*line, "--set", "refined.steps=3", "--set", "refined.learning_rate=0.02", "--out", tmp_path / "out")
+def test_two_stages_that_learn_keep_their_progress_apart(otfuse, models, data, tmp_path):
+    line = ("fuse", models / "vit0", models / "vit1", "--data", data / "images.npz", "--recipe", "distilled", "--json")
+    options = SHORT | {"distilled.start": "refined"}
+    given = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
+    ran = otfuse(*line, *given, "--out", tmp_path / "out")
     assert ran.status == 0, ran.err
-    assert [row["name"] for row in json.loads(ran.out)["compared"][2:]] == ["aligned", "refined"]
+    assert [row["name"] for row in json.loads(ran.out)["compared"][2:]] == ["aligned", "refined", "distilled"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert all(bool(t.isfinite().all()) for t in load_file(tmp_path / "out" / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("start", ["plain", "aligned", "refined"])
+def test_layers_are_solved_towards_the_parents_whose_mean_they_begin_with(pairs, start, monkeypatch):
+    asked = []
+
+    def seen(parents, weights, *rest, **more):
+        asked.append(([dict(side.weights) for side in parents], weights))
+        return calibrate(parents, weights, *rest, **more)
+
+    monkeypatch.setattr(works, "calibrate", seen)
+    options = SHORT | {"calibrated.start": start}
+    package.fuse(pairs["vit"], "calibrated", data=DATA["vit"], options=options, verify=False)
+    ((parents, weights),) = asked
+    for name, own in weights.items():
+        torch.testing.assert_close(own, (parents[0][name] + parents[1][name]) / 2, atol=1e-6, rtol=0)
 
 
 def test_auto_joins_unequal_widths_by_couplings_and_does_not_calibrate_them(pairs):

@@ -103,7 +103,7 @@ def set_aside(anchor: Side, recipe: Recipe) -> frozenset[str]:
     Nothing tells what a tensor holds that no prediction reads: mixed place by place, unaligned, it would be worthless.
     """
     unread = frozenset(anchor.graph.unread)
-    return unread | classifier_tensors(anchor.graph) if recipe.otfusion.classifier == "anchor" else unread
+    return unread | classifier_tensors(anchor.graph) if recipe.keeps_classifier else unread
 
 
 def _terms(pair: Pair) -> dict[tuple[int, int], list[int]]:

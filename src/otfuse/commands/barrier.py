@@ -12,6 +12,7 @@ from otfuse.evaluate.barrier import require_points
 from otfuse.io import given, writer
 from otfuse.io.staging import staged
 from otfuse.report.figure import draw_barrier
+from otfuse.stages.order import DIRECT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
 
 PLAIN = "vanilla"  # its line stands beside every other
 DEFAULT_RECIPE = "aligned"  # needs no data
-_CARRYING = (
-    "average",
-    "otfusion",
-    "aligned",
-)  # a fusion of weights (1 - t, t) is the point t, with the same maps for every t
 
 
 def barrier_of_checkpoints(
@@ -92,12 +88,15 @@ def _lines(
 
 
 def _carrying(name: str) -> Recipe:
-    """The recipe; RecipeError if its fusion is no point of a line from the anchor to a carried source."""
+    """The recipe; RecipeError if its fusion is no point of a line from the anchor to a carried source.
+
+    That of a direct scheme with weights (1 - t, t) is the point t, with the same maps for every t.
+    """
     recipe = recipes.read(name)
-    if recipe.scheme not in _CARRYING:
+    if recipe.scheme not in DIRECT:
         raise RecipeError(
             f"recipe {name}: scheme {recipe.scheme} carries no source as a whole into the anchor's basis, so no line leads "
-            f"there; give recipes of the schemes {', '.join(_CARRYING)}"
+            f"there; give recipes of the schemes {', '.join(sorted(DIRECT))}"
         )
     return recipe
 

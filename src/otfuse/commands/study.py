@@ -17,6 +17,7 @@ from otfuse.io.card import finite
 from otfuse.io.stored import Stored
 from otfuse.measure.clock import Announcing
 from otfuse.pipeline import fuse
+from otfuse.stages.order import DIRECT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from otfuse.pipeline import Fused
 
 RESULTS, FIGURE = "results.json", "figure.svg"
-_WITHOUT_INPUTS = ("average", "otfusion", "aligned")  # schemes that look at inputs only where their options say so
 
 
 class Study:
@@ -99,7 +99,7 @@ class Study:
 
     def notes(self, recipes: Iterable[Recipe]) -> list[str]:
         """What is to be said of the inputs that these recipes see."""
-        looking = any(needs_data(r) or r.scheme not in _WITHOUT_INPUTS for r in recipes)
+        looking = any(needs_data(r) or r.scheme not in DIRECT for r in recipes)
         told = "no --probe was given: recipes that look at inputs saw those of the labelled data, without the labels"
         return [told] if looking and self._own_inputs else []
 

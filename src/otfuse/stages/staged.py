@@ -16,6 +16,7 @@ from otfuse.core.report import Compared
 from otfuse.errors import DivergedError, TrainError
 from otfuse.evaluate.unlabelled import unlabelled
 from otfuse.fusion.job import UNEQUAL, Job
+from otfuse.fusion.plain import plain_pieces
 from otfuse.measure.probe import probe_batches
 from otfuse.measure.rates import rates
 from otfuse.measure.room import require_room
@@ -95,6 +96,7 @@ class Staged:
         self._began, self._order, self._notes = time.perf_counter(), order(recipe), list[str]()
         self._given, self._places = data, None
         self._print: dict[str, Any] | None = None
+        self.in_basis: Sequence[Mapping[str, torch.Tensor]] | None = None  # the parents as a stage moved them
         if data is not None:
             data, self._places, told = unlabelled(parents[0].module, data, seed=recipe.seed, **tokens)
             self._notes += told
@@ -173,28 +175,34 @@ class Staged:
 
     def plain(self) -> Weights:
         """The plain average of all parents, by first stored name."""
-        found: Weights = {}
-        for name in self.parents[0].weights.alike:
-            own = [share * side.weights[name].double() for share, side in zip(self.weights, self.sides, strict=True)]
-            found[name] = torch.stack(own).sum(0).to(self.parents[0].weights.dtype(name))
-        return found
+        table = Table(self.parents[0])
+        for name, blocks in plain_pieces(self.parents, self.weights):
+            table(name, blocks)
+        return table.tensors
 
     def departure(self, weights: Mapping[str, torch.Tensor]) -> float:
         """Divergence from the parents' mean prediction on the held-back inputs."""
         return float(apart(self.sides[0], weights, self._judged, self.targets, self._judges).divergence.mean())
 
     def parents_in_basis(self) -> Sequence[Side]:
-        """All parents in the units of the fused model: where the start was aligned, as it carried them."""
-        aligner = self._job.aligner
-        if aligner is None or not self.moved:
+        """All parents in the units of the fused model: as aligning carried them, and refining moved them on."""
+        if self.in_basis is None and self.moved:
+            self.in_basis = self.carried().models
+        if self.in_basis is None:
             return self.sides
-        return [replace(side, weights=own) for side, own in zip(self.sides, aligner.carried()[0], strict=True)]
+        return [replace(side, weights=own) for side, own in zip(self.sides, self.in_basis, strict=True)]
 
     def carried(self) -> Carried:
         """What the scheme `aligned` averages, and the groups that are left to move in."""
         aligner = self._job.aligner
         assert aligner is not None  # the start was aligned
         return Carried(*aligner.carried(), tuple(self.weights))
+
+    def learning(self, stage: str, verb: str) -> dict[str, Any]:
+        """What every stage of gradient steps is given: where it keeps its progress, and whom it tells of it."""
+        kept = None if self.kept is None else self.kept.of(stage)
+        run = None if kept is None else self.fingerprint()
+        return {"progress": kept, "run": run, "on_step": lambda step, steps, _loss: self.tell(verb, step, steps)}
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the result."""
@@ -245,13 +253,14 @@ class Staged:
 
     def _draw(self, share: float) -> None:
         """No more inputs than can be learned from: a part of them, drawn by the seed."""
-        planned, size, most = course(self), self.inputs.size, self.inputs.size
         if self._order.stages[-1] != "distilled":
             return
+        planned, size, most = course(self), self.inputs.size, self.inputs.size
+        kept = None if self.kept is None else self.kept.of("distilled")
         if planned.steps is not None:
             most = math.ceil(planned.steps * planned.batch_size / (1 - share))
-        elif self.kept is not None and self.kept.saved:
-            most = int((self.kept.load(self.fingerprint()) or {}).get("examples", size))
+        elif kept is not None and kept.saved:
+            most = int((kept.load(self.fingerprint()) or {}).get("examples", size))
         elif "WORLD_SIZE" not in os.environ:  # processes must not draw by clocks of their own
             most = self._affordable(planned.seconds)
         most = max(FEW, most)

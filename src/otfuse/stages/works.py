@@ -42,9 +42,7 @@ def distilled(run: Staged, weights: Weights) -> Weights | None:
             run.held,
             planned,
             caches=run.caches,
-            progress=run.kept,
-            run=run.fingerprint() if run.kept is not None else None,
-            on_step=lambda step, steps, _loss: run.tell("distil", step, steps),
+            **run.learning("distilled", "distil"),
         )
     if not made.steps:
         run.note(
@@ -70,19 +68,16 @@ def refined(run: Staged, weights: Weights) -> Weights:
     own = run.recipe.refined
     rate = None if own.learning_rate == "auto" else own.learning_rate
     steps = _STEPS if own.steps == "auto" else own.steps
-    carried = run.carried()
     with run.clock.stage("refine"):
-        found, made = refine(
+        found, run.in_basis, made = refine(
             run.parents[0].module,
-            carried,
+            run.carried(),
             Lesson(run.parents[0].module, run.inputs, run.targets),
             run.learned,
             run.held,
             Course(steps, own.batch_size, rate, 0.0, run.recipe.seed, run.device, rates=RATES),
             soft=own.soft == "units",
-            progress=run.kept,
-            run=run.fingerprint() if run.kept is not None else None,
-            on_step=lambda step, steps, _loss: run.tell("refine", step, steps),
+            **run.learning("refined", "refine"),
         )
     run.note(told("refined", made, min(own.batch_size, len(run.learned))))
     return {name: found[name].to(own.dtype) if name in found else own for name, own in weights.items()}

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,22 +42,27 @@ class _Noting:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """``folder`` beside the result, ``.NAME.progress``: one file that is only ever replaced whole."""
+    """``folder`` beside the result, ``.NAME.progress``: one file for every ``stage`` that learns, only ever replaced whole."""
 
     folder: Path
+    stage: str = "state"
 
     @classmethod
     def beside(cls, out: Path) -> Progress:
         """The working folder of a run whose result goes to ``out``."""
         return cls(out.absolute().parent / f".{out.name}.progress")
 
+    def of(self, stage: str) -> Progress:
+        """That of another stage of the same run."""
+        return replace(self, stage=stage)
+
     @property
     def _file(self) -> Path:
-        return self.folder / "state.pt"
+        return self.folder / f"{self.stage}.pt"
 
     @property
     def _part(self) -> Path:
-        return self.folder / "state.part"
+        return self.folder / f"{self.stage}.part"
 
     @property
     def saved(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from otfuse.train.elements import Elements
 from otfuse.train.worker import fill
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -42,6 +42,14 @@ class Carried:
     mix: tuple[float, ...]
 
 
+class Refined(NamedTuple):
+    """The mean by first stored name, every model as it was moved (anchor first), and how they came about."""
+
+    weights: dict[str, Tensor]
+    models: list[Mapping[str, Tensor]]
+    made: Distilled
+
+
 class Averaged(nn.Module):
     """A module of the anchor's class whose weights are the mean, as a function of the elements that are learned."""
 
@@ -53,14 +61,19 @@ class Averaged(nn.Module):
         elements = partial(Elements, carried.symmetries, soft=soft, dtype=kind)
         self.sources = nn.ModuleList(elements() for _ in carried.models[1:])
 
-    def weights(self) -> dict[str, Tensor]:
-        """The mean of all models by first stored name, differentiable."""
-        _, carried = self._held
-        found = {name: carried.mix[0] * tensor for name, tensor in carried.models[0].items()}
-        for own, model, share in zip(self.sources, carried.models[1:], carried.mix[1:], strict=True):
+    def models(self) -> Iterator[Mapping[str, Tensor]]:
+        """The models that are averaged, as they are moved by now, anchor first, differentiable."""
+        anchor, *others = self._held[1].models
+        yield anchor
+        for own, model in zip(self.sources, others, strict=True):
             assert isinstance(own, Elements)  # made above
-            moved = _moved(model, own.elements())
-            found = {name: found[name] + share * moved[name] for name in found}
+            yield _moved(model, own.elements())
+
+    def weights(self) -> dict[str, Tensor]:
+        """Their mean by first stored name, differentiable."""
+        found: dict[str, Tensor] = {}
+        for model, share in zip(self.models(), self._held[1].mix, strict=True):
+            found = {n: found[n] + share * model[n] if found else share * model[n] for n in self._held[1].models[0]}
         return found
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
@@ -78,8 +91,8 @@ def refine(
     *,
     soft: bool = False,
     **running: Any,
-) -> tuple[dict[str, Tensor], Distilled]:
-    """The refined mean by first stored name, and how it came about; ``running`` as :func:`otfuse.train.distil.distil`.
+) -> Refined:
+    """Learns the elements; ``running`` as :func:`otfuse.train.distil.distil`.
 
     UsageError if no space of the model has a group to move in.
     """
@@ -93,7 +106,7 @@ def refine(
     made = distil(averaged, start, lesson, learned, held, course, fresh=False, **running)
     fill(averaged, made.weights)
     with torch.no_grad():
-        return averaged.weights(), made
+        return Refined(averaged.weights(), list(averaged.models()), made)
 
 
 def _moved(model: Mapping[str, Tensor], elements: Sequence[Any]) -> dict[str, Tensor]:
