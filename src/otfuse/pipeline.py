@@ -198,7 +198,7 @@ def _written(job: Job | Staged, family: Family, out: Path, *, verify: bool, **ho
 
 def resumable(out: Path) -> bool:
     """Whether a run to ``out`` that was cut off can go on."""
-    return kept_beside(out).saved
+    return kept_beside(out).begun
 
 
 def _forget(out: Path, *, restart: bool) -> None:

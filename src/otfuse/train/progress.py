@@ -69,6 +69,11 @@ class Progress:
         """Whether there is a state to go on from."""
         return self._file.exists()
 
+    @property
+    def begun(self) -> bool:
+        """Whether any stage of the run has one."""
+        return any(self.folder.glob("*.pt"))
+
     def open(self) -> None:
         """Makes the folder; OutputError if that cannot be, before hours are spent on what could not be kept."""
         try:
