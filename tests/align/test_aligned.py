@@ -9,6 +9,7 @@ import torch
 
 import otfuse
 from align_copies import probe
+from named import Named
 from otfuse.align.aligned import Aligner
 from otfuse.core.options import Aligned
 from otfuse.errors import DataError, RecipeError, UsageError
@@ -118,3 +119,13 @@ def test_what_cannot_be_done_is_said():
         otfuse.fuse(_pair(), "aligned", options={"aligned.softness": -1.0}, verify=False)
     with pytest.raises(RecipeError, match=r"unknown key 'aligned.sofness'"):
         otfuse.fuse(_pair(), "aligned", options={"aligned.sofness": 1.0}, verify=False)
+
+
+def test_a_space_that_can_only_be_rotated_is_told():
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        parts = {"wide": torch.nn.Linear(3, 6), "out": torch.nn.Linear(6, 2)}  # six units of rank four
+        models.append(Named(lambda m, x: m.out(m.wide(x)), parts))
+    notes = otfuse.fuse(models, "aligned", example_inputs=(torch.randn(4, 3),), verify=False).report.notes
+    assert [note for note in notes if note.startswith("wide units: one side of it leaves directions unused")]

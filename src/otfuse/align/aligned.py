@@ -294,10 +294,16 @@ class Aligner:
 
     def notes(self, number: int) -> tuple[str, ...]:
         """What else is to be told of one source."""
-        source = self._sources[number]
+        source, told = self._sources[number], list[str]()
+        if number == 0 and not self.shared:  # of all sources
+            told += [*self.form.notes, *self._told]
+            told += [
+                f"{name}: one side of it leaves directions unused, so it is only rotated, and a copy in another basis does not come back"
+                for name in dict.fromkeys(name for model in self._models for name in model.deficient)
+            ]
         if source.shared:
             least = min(source.cosine.values())
-            return (
-                f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are",
+            told.append(
+                f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are"
             )
-        return (*self.form.notes, *self._told) if number == 0 else ()
+        return tuple(told)

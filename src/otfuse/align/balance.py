@@ -35,6 +35,8 @@ _ROUNDS, _STOP = 200, 1e-12  # where balanced spaces meet in one tensor (channel
 class Balanced(Mapping[str, torch.Tensor]):
     """Tensors in float64, canonical and balanced, by first name; ``elements`` are those that balance, by space id.
 
+    ``deficient`` names spaces of invertible maps of which one side leaves directions unused: there is nothing to balance by.
+
     Read anew each time, but for the last ones used, a gibibyte of them.
     """
 
@@ -49,6 +51,7 @@ class Balanced(Mapping[str, torch.Tensor]):
         self._weights, self._shapes = weights, shapes
         self._kept: OrderedDict[tuple[str, int], torch.Tensor] = OrderedDict()
         self.elements: dict[str, Element] = {}
+        self.deficient: list[str] = []
         self._balance()
 
     def parts(self, name: str) -> Iterator[torch.Tensor]:
@@ -127,6 +130,7 @@ class Balanced(Mapping[str, torch.Tensor]):
                 found = _element(symmetry, writes, reads)
                 if found is None:
                     wanted = [s for s in wanted if s is not symmetry]
+                    self.deficient.append(symmetry.space.name)
                     self.elements.pop(symmetry.space.id, None)
                     continue
                 change = max(change, float((found.dense().diagonal(dim1=1, dim2=2) - 1).abs().max()))
