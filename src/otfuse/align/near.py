@@ -10,6 +10,7 @@ import torch
 from otfuse.align.elements import carried
 from otfuse.core.symmetry import Kind
 from otfuse.measure.probe import probe_batches
+from otfuse.measure.targets import gaps_of, log_probabilities
 from otfuse.program.run import Runner
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def rotated(found: Sequence[Symmetry]) -> tuple[tuple[Symmetry, ...], tuple[str,
 
 
 def price(side: Side, weights: Mapping[str, torch.Tensor], spaces: Spaces, maps: State, data: Dataset | None) -> float:
-    """Mean divergence (nats; squared error where an output has one number) of what a model predicts, carried, from what it predicted.
+    """Mean divergence (nats; squared error where an output is no distribution) of what a model predicts, carried, from what it predicted.
 
     On the first probe inputs, or those it was traced on.
     """
@@ -40,17 +41,12 @@ def price(side: Side, weights: Mapping[str, torch.Tensor], spaces: Spaces, maps:
         name: carried(weights[name].double(), [(place, maps[key]) for key, place in spaces.at.get(name, ())]).to(tensor)
         for name, tensor in ((name, weights[name]) for name, first in side.graph.ties.items() if name == first)
     }
-    run, total, count = Runner(side.program), 0.0, 0
+    run, gaps = Runner(side.program), list[torch.Tensor]()
     few = [] if data is None else [inputs for _, inputs in probe_batches(side.program, data.take(slice(0, _MOST)))]
     for inputs in few or [side.program.inputs]:
-        for before, after in zip(run(side.weights, inputs), run(moved, inputs), strict=True):
-            if before.is_floating_point():
-                total, count = total + _divergence(before.double(), after.double()), count + 1
-    return total / max(count, 1)
-
-
-def _divergence(before: torch.Tensor, after: torch.Tensor) -> float:
-    if before.shape[-1] == 1:
-        return float((before - after).square().mean())
-    old, new = before.log_softmax(-1), after.log_softmax(-1)
-    return float((old.exp() * (old - new)).sum(-1).mean())
+        pairs = zip(run(side.weights, inputs), run(moved, inputs), side.program.logits, strict=True)
+        for before, after, logits in ((b, a, own) for b, a, own in pairs if b.is_floating_point()):
+            rows = [(v if v.ndim > 1 else v[..., None]).flatten(0, -2) for v in (before, after)]
+            wanted = log_probabilities(rows[0]).exp() if logits else rows[0]
+            gaps.append(gaps_of(rows[1], wanted, distribution=logits)[0].double().mean())
+    return float(torch.stack(gaps).mean()) if gaps else 0.0
