@@ -12,6 +12,7 @@ from torch import nn
 from otfuse.core import recipe as recipes
 from otfuse.core.report import Report, Stage
 from otfuse.fusion.into import IntoModule
+from otfuse.fusion.job import Request
 from otfuse.io import card, writer
 from otfuse.io.fused import fused_files
 from otfuse.io.parents import Family
@@ -135,8 +136,8 @@ def fuse(
         family = Family(models, device=device, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
         inputs = family.dataset(data)
     with family:
-        given = (family.parents, checked, inputs, example_inputs, batch_size, clock, progress)
-        job = begun(*given, tokens=family.special_tokens, device=device)
+        asked = Request(family.parents, checked, inputs, example_inputs, batch_size, clock, progress)
+        job = begun(asked, tokens=family.special_tokens, device=device)
         into = IntoModule(models[0], family.anchor, lambda: job.caches)
         alignments, gate = job.run(into, verify=verify, keep=True)
         return Fused(into.module, _report(job, family, alignments, gate), tuple(a.maps for a in alignments))
@@ -172,8 +173,8 @@ def fuse_checkpoints(
         family = Family(names, device=device, plain=plain, **allowed)
         inputs = family.dataset(data, used=not plain)
     with family:
-        given = (family.parents, recipe, inputs, None, batch_size, clock, progress)
-        job = begun(*given, tokens=family.special_tokens, device=device, out=out)
+        asked = Request(family.parents, recipe, inputs, None, batch_size, clock, progress)
+        job = begun(asked, tokens=family.special_tokens, device=device, out=out)
         if out is None:
             return _planned(job, verify=verify)
         report = _written(job, family, out, verify=verify, dtype=kind, shard_size=shard_size)

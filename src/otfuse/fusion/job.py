@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from otfuse.align.aligned import Aligner
@@ -52,31 +53,38 @@ class Sink(Protocol):
         """All values of the tensor with that first name, flat and in order."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One fusion that is asked for: parents, anchor first, how, from which inputs, and who is told of it."""
+
+    parents: Sequence[Parent]
+    recipe: Recipe
+    data: Dataset | None
+    example_inputs: Inputs | None
+    batch_size: int
+    clock: Clock
+    progress: Progress | None
+
+    @property
+    def tell(self) -> Progress:
+        """Takes the stage, how much of it is done, of how much."""
+        return self.progress or (lambda _stage, _done, _total: None)
+
+
 class Job:
     """One fusion of several parents, anchor first."""
 
-    def __init__(  # everything a run needs, once
-        self,
-        parents: Sequence[Parent],
-        recipe: Recipe,
-        data: Dataset | None,
-        example_inputs: Inputs | None,
-        batch_size: int,
-        clock: Clock,
-        progress: Progress | None,
-        *,
-        looks: bool | None = None,
-        yields: bool = False,
-    ) -> None:
+    def __init__(self, asked: Request, *, looks: bool | None = None, yields: bool = False) -> None:
         """``looks``: whether ``data`` are looked at, and so traced with; None: if the recipe needs them.
 
         ``yields``: scheme ``aligned`` gives way to the published method where models differ in size.
         """
+        parents, recipe, data = asked.parents, asked.recipe, asked.data
         if len(parents) < 2:  # an anchor and a source
             raise UsageError("fuse needs at least two models: an anchor and one or more sources")
-        self.parents, self.recipe, self.clock = parents, recipe, clock
-        self.data, self._examples, self._batch = data, example_inputs, batch_size
-        self._progress = progress or (lambda _stage, _done, _total: None)
+        self.parents, self.recipe, self.clock = parents, recipe, asked.clock
+        self.data, self._examples, self._batch = data, asked.example_inputs, asked.batch_size
+        self._progress = asked.tell
         self.weights = recipe.weights_for(len(parents))
         self.caches: tuple[Slot, ...] = ()
         self._views: Sequence[Weights] = [parent.weights for parent in parents]  # what is mixed, anchor first

@@ -36,14 +36,10 @@ if TYPE_CHECKING:
 
     from otfuse.align.plan import Plan
     from otfuse.core.alignment import Alignment
-    from otfuse.core.dataset import Dataset
-    from otfuse.core.recipe import Recipe
-    from otfuse.fusion.job import Sink
+    from otfuse.fusion.job import Request, Sink
     from otfuse.fusion.sides import Parent
-    from otfuse.measure.clock import Clock
     from otfuse.measure.probe import Side
     from otfuse.measure.targets import Targets
-    from otfuse.program.inputs import Inputs
     from otfuse.program.state import Slot
 
     Progress = Callable[[str, int, int], None]
@@ -76,22 +72,9 @@ class Staged:
 
     targets: Targets
 
-    def __init__(
-        self,
-        parents: Sequence[Parent],
-        recipe: Recipe,
-        data: Dataset | None,
-        example_inputs: Inputs | None,
-        batch_size: int,
-        clock: Clock,
-        progress: Progress | None,
-        *,
-        tokens: Mapping[str, Any],
-        device: str,
-        out: Path | None,
-    ) -> None:
-        self.parents, self.recipe, self.clock, self.device = parents, recipe, clock, device
-        self.tell = progress or (lambda _stage, _done, _total: None)
+    def __init__(self, asked: Request, *, tokens: Mapping[str, Any], device: str, out: Path | None) -> None:
+        parents, recipe, data = asked.parents, asked.recipe, asked.data
+        self.parents, self.recipe, self.clock, self.device, self.tell = parents, recipe, asked.clock, device, asked.tell
         self.kept = None if out is None else Kept.beside(out)
         self._began, self._order, self._notes = time.perf_counter(), order(recipe), list[str]()
         self._given, self._places = data, None
@@ -102,17 +85,8 @@ class Staged:
             self._notes += told
             self.inputs = data
         begin = self._order.start or recipe.model_copy(update={"scheme": "average"})
-        self._job = Job(
-            parents,
-            begin,
-            data,
-            example_inputs,
-            batch_size,
-            clock,
-            progress,
-            looks=data is not None,
-            yields=recipe.scheme == "auto",
-        )
+        own = replace(asked, recipe=begin, data=data)
+        self._job = Job(own, looks=data is not None, yields=recipe.scheme == "auto")
         self.weights, self.compared, self.compared_by = self._job.weights, tuple[Compared, ...](), ""
 
     @property
