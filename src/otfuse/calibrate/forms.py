@@ -29,7 +29,8 @@ class Form:
     ``inputs`` gives ``[*lead, groups, in]`` and ``outputs`` ``[*lead, groups, out]``, where ``lead`` are the places (the
     examples first among them, as in the value); ``matrix`` ``[groups, out, in]`` and ``offset`` ``[groups, out]`` are views.
     ``ends`` is None, or the value whose entry ``g`` tells how many rows belong to the groups up to ``g`` (rows of experts):
-    then ``inputs`` and ``outputs`` give one group, and every row has its own matrix.
+    then ``inputs`` and ``outputs`` give one group, and every row has its own matrix. What multiplies is ``matrix(w) + shift``;
+    ``adds`` is None, or the operator behind the product that adds the bias, which then gives ``y``.
     """
 
     x: fx.Node
@@ -40,6 +41,8 @@ class Form:
     matrix: View
     offset: View
     ends: fx.Node | None = None
+    shift: float = 0.0
+    adds: fx.Node | None = None
 
 
 def form_of(node: fx.Node, is_stored: Callable[[Any], bool]) -> Form | None:

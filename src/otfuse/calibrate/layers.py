@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from otfuse.calibrate.forms import form_of
+from otfuse.calibrate.gains import gain_of
 from otfuse.calibrate.uses import Place, Uses, memory_of
 from otfuse.program.memory import written
 
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """One use of a stored matrix, by the operator ``node``.
+    """One use of a stored matrix, or of a gain, by the operators ``nodes``, of which the last gives the outputs.
 
     ``observation`` tells what predictions read of a value of the sizes ``observed`` (None: unknown); ``made_of`` are the inputs
     that the layer reads, by name. Of rows of experts ``picked`` is how they were picked: by which numbers, from how many tokens.
     """
 
-    node: fx.Node
+    nodes: tuple[fx.Node, ...]
     form: Form
     weight: Place
     bias: Place | None
@@ -38,6 +39,11 @@ class Layer:
     observed: tuple[int, ...]
     made_of: frozenset[str]
     picked: tuple[fx.Node, int] | None = None
+
+    @property
+    def node(self) -> fx.Node:
+        """What gives the outputs."""
+        return self.nodes[-1]
 
     @property
     def name(self) -> str:
@@ -76,16 +82,17 @@ class Layers:
         return [f"not calibrated, {reason}: {', '.join(sorted(names))}" for reason, names in reasons.items()]
 
 
-def calibrated_layers(program: Program, graph: FlowGraph) -> Layers:
+def calibrated_layers(program: Program, graph: FlowGraph, *, norms: bool) -> Layers:
     """What calibrating would solve in a model of this program and flow graph, and what it would leave, with the reason.
 
     A tensor is solved if every operator that reads it multiplies by it plainly; one matrix used several times is solved once.
+    Gains of norms and of branches are solved with ``norms``.
     """
     uses = Uses(program)
     observed = _observed(graph)
     found, left = list[Layer](), dict[str, str]()
     for node in uses.steps:
-        layer = _layer(node, uses, observed)
+        layer = _layer(node, uses, observed, program.buffers if norms else None)
         if isinstance(layer, Layer):
             found.append(layer)
         elif layer is not None:
@@ -97,7 +104,11 @@ def calibrated_layers(program: Program, graph: FlowGraph) -> Layers:
         left |= odd
         found = [layer for layer in found if layer.weight.tensor not in odd]
     found = _with_tokens(found, left)
-    return Layers(tuple(_groups(found, program)), left)
+    layers = Layers(tuple(_groups(found, program)), left)
+    known = {*layers.solved, *left, *program.buffers}
+    kinds = "neither a linear layer nor a gain" if norms else "no linear layer"
+    left |= {name: kinds for name in dict.fromkeys(program.ties.values()) if name in uses.readers and name not in known}
+    return layers
 
 
 def _observed(graph: FlowGraph) -> dict[str, Observation]:
@@ -115,9 +126,16 @@ def _observed(graph: FlowGraph) -> dict[str, Observation]:
     return found
 
 
-def _layer(node: fx.Node, uses: Uses, observed: dict[str, Observation]) -> Layer | tuple[str, str] | None:
-    """The layer that an operator is; the tensor and the reason if it is one that cannot be solved; None if it is none."""
+def _layer(
+    node: fx.Node, uses: Uses, observed: dict[str, Observation], buffers: frozenset[str] | None
+) -> Layer | tuple[str, str] | None:
+    """The layer that an operator is; the tensor and the reason if it is one that cannot be solved; None if it is none.
+
+    With ``buffers`` gains count, but for these, which nothing trained.
+    """
     form = form_of(node, lambda a: bool(uses.depends(a)))
+    if form is None and buffers is not None:
+        form = gain_of(node, lambda a: bool(uses.depends(a) - buffers))
     if form is None:
         return None
     weight = _seen_as(form.weight, form.matrix, uses)
@@ -126,11 +144,12 @@ def _layer(node: fx.Node, uses: Uses, observed: dict[str, Observation]) -> Layer
     bias = None if form.bias is None else _seen_as(form.bias, form.offset, uses)
     if form.bias is not None and bias is None:
         return weight.tensor, "its bias is computed"
-    at = next((n for n in (node, *node.users) if n.name in observed), node)
+    nodes = (node,) if form.adds is None else (node, form.adds)
+    at = next((n for n in (*nodes[::-1], *nodes[-1].users) if n.name in observed), nodes[-1])
     seen = observed.get(at.name)
     if seen is not None and seen.read is not None and not seen.read.any():
-        return None
-    return Layer(node, form, weight, bias, seen, tuple(at.meta["val"].shape), uses.inputs[form.x])
+        return weight.tensor, "no prediction reads it"
+    return Layer(nodes, form, weight, bias, seen, tuple(at.meta["val"].shape), uses.inputs[form.x])
 
 
 def _seen_as(node: fx.Node, view: Any, uses: Uses) -> Place | None:
@@ -148,11 +167,11 @@ def _seen_as(node: fx.Node, view: Any, uses: Uses) -> Place | None:
 
 def _conflicts(found: Sequence[Layer], uses: Uses) -> dict[str, str]:
     """Tensors that something else reads too, or of which layers read parts that overlap."""
-    nodes = {layer.node for layer in found}
-    of, odd = dict[Place, set[Place | None]](), dict[str, str]()
+    nodes = {node for layer in found for node in layer.nodes}
+    of, odd = dict[Place, set[Any]](), dict[str, str]()
     biases = dict[Place, set[Place]]()
     for layer in found:
-        of.setdefault(layer.weight, set()).add(layer.bias)
+        of.setdefault(layer.weight, set()).add((layer.bias, layer.form.shift))
         if layer.bias is not None:
             biases.setdefault(layer.bias, set()).add(layer.weight)
         if uses.readers[layer.weight.tensor] - nodes:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
-RIDGES = (0.01, 0.001, 0.0001)  # tried where the recipe says auto
+RIDGES, BLENDS = (0.01, 0.001, 0.0001), (1.0, 0.75, 0.5)  # tried where the recipe says auto
 _TRIED = 16, 320  # inputs that tries look at, least and most; between them as many as have _ROWS rows of units
 _ROWS = 4096
 _HELD_BACK = 0.25  # of these
@@ -33,7 +33,8 @@ _HELD_BACK = 0.25  # of these
 class Calibration(NamedTuple):
     """Weights by first stored name (what was not solved is what was given), notes, and figures for the report.
 
-    ``figures``: ``ridge``, ``sweeps``, ``layers`` and ``tensors`` solved; ``tried`` (departure by ridge) where several were.
+    ``figures``: ``ridge``, ``blend``, ``sweeps``, ``layers`` and ``tensors`` solved; ``tried`` (departure by ridge) and
+    ``blends`` (by blend) where several were.
     """
 
     weights: dict[str, Tensor]
@@ -66,20 +67,24 @@ def calibrate(
     names = names or [f"parent {i + 1}" for i in range(len(parents))]
     alike = [i for i, side in enumerate(parents) if same_steps(parents[0].program, side.program)]
     kept, shares = [parents[i] for i in alike], _shares([mix[i] for i in alike])
-    layers = calibrated_layers(kept[0].program, kept[0].graph)
+    layers = calibrated_layers(kept[0].program, kept[0].graph, norms=options.norms)
     notes = [*layers.notes(), *_without([name for i, name in enumerate(names) if i not in alike])]
     firsts = dict.fromkeys(kept[0].program.ties.values())
     weights = {name: start[name] if name in start else parents[0].weights[name] for name in firsts}
     figures: dict[str, Any] = {"layers": sum(map(len, layers.groups)), "tensors": len(layers.solved)}
     if layers.groups:
         sweeper = Sweeper(kept, layers, shares, [names[i] for i in alike], memory)
-        ridge, tried = _ridge(sweeper, kept, shares, weights, data, options)
-        figures |= {"ridge": ridge, "blend": options.blend, "sweeps": options.sweeps} | (
-            {"tried": tried} if tried else {}
-        )
-        if tried:
-            notes.append(_told(ridge, tried))
-        _sweeps(sweeper, weights, data, Strength(ridge, options.blend), options.sweeps, progress)
+        strength, tried = _choose(sweeper, kept, shares, weights, data, options)
+        figures |= {"ridge": strength.ridge, "blend": strength.blend, "sweeps": options.sweeps}
+        ridges = {s.ridge: gap for s, gap in tried.items() if s.blend == next(iter(tried)).blend}
+        blends = {s.blend: gap for s, gap in tried.items() if s.ridge == strength.ridge}
+        if len(ridges) > 1:
+            figures["tried"] = ridges
+            notes.append(_told("ridge", strength.ridge, ridges))
+        if len(blends) > 1:
+            figures["blends"] = blends
+            notes.append(_told("blend", strength.blend, blends))
+        _sweeps(sweeper, weights, data, strength, options.sweeps, progress)
     return Calibration(weights, notes, figures)
 
 
@@ -111,37 +116,54 @@ def _without(names: Sequence[str]) -> list[str]:
     return [told] if names else []
 
 
-def _told(ridge: float, tried: Mapping[float, float]) -> str:
+def _told(what: str, chosen: float, tried: Mapping[float, float]) -> str:
     table = ", ".join(f"{value:g}: {gap:.3f}" for value, gap in tried.items())
-    return f"ridge {ridge:g} chosen by divergence from the parents' mean prediction on held-back inputs ({table})"
+    return f"{what} {chosen:g} chosen by divergence from the parents' mean prediction on held-back inputs ({table})"
 
 
-def _ridge(
+def _choose(
     sweeper: Sweeper,
     parents: Sequence[Side],
     mix: Sequence[float],
     weights: Mapping[str, Tensor],
     data: Dataset,
     options: Calibrated,
-) -> tuple[float, dict[float, float]]:
-    """The ridge of the recipe; of several, the one after which a sweep on some inputs predicts others best, and all tried.
+) -> tuple[Strength, dict[Strength, float]]:
+    """The strength of the recipe; of several, the one after which a sweep on some inputs predicts others best, and all tried.
 
-    That is, departs least from the parents' mean prediction. A single input tells nothing: then the first of them.
+    That is, departs least from the parents' mean prediction: ridges first, then blends at the best of them. A single input
+    tells nothing: then the first of each.
     """
-    if options.ridge != "auto":
-        return options.ridge, {}
+    ridges, blends = _values(options)
     few = data.take(slice(0, tried_with(parents[0].program)))
-    if few.size < 2:
-        return RIDGES[0], {}
+    if not tries(options) or few.size < 2:
+        return Strength(ridges[0], blends[0]), {}
     held = max(1, round(_HELD_BACK * few.size))
     fit, probe = few.take(slice(0, few.size - held)), few.take(slice(few.size - held, None))
-    tried = dict[float, float]()
+    tried = dict[Strength, float]()
     with together(parents, mix, probe, half=False) as targets:
-        for value in RIDGES:
-            solved = sweeper(weights, fit, Strength(value, options.blend))
-            gap = float(apart(parents[0], ChainMap(solved, dict(weights)), probe, targets).divergence.mean())
-            tried[value] = math.inf if math.isnan(gap) else gap
-    return min(tried, key=tried.__getitem__), tried
+
+        def best(strengths: Sequence[Strength]) -> Strength:
+            for strength in (s for s in strengths if s not in tried):
+                solved = sweeper(weights, fit, strength)
+                gap = float(apart(parents[0], ChainMap(solved, dict(weights)), probe, targets).divergence.mean())
+                tried[strength] = math.inf if math.isnan(gap) else gap
+            return min(strengths, key=tried.__getitem__)
+
+        ridge = best([Strength(value, blends[0]) for value in ridges]).ridge
+        return best([Strength(ridge, value) for value in blends]), tried
+
+
+def _values(options: Calibrated) -> tuple[Sequence[float], Sequence[float]]:
+    """Ridges and blends to choose from."""
+    ridges = RIDGES if options.ridge == "auto" else (options.ridge,)
+    return ridges, BLENDS if options.blend == "auto" else (options.blend,)
+
+
+def tries(options: Calibrated) -> int:
+    """How many strengths are tried."""
+    count = sum(map(len, _values(options))) - 1
+    return count if count > 1 else 0
 
 
 def tried_with(program: Program) -> int:

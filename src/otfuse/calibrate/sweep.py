@@ -67,7 +67,7 @@ class Sweeper:
     ) -> None:
         self._parents, self._layers, self._mix, self._memory = parents, layers, mix, memory
         self._names = ("the merged model", *names)
-        groups = [[layer.node.name for layer in group] for group in layers.groups]
+        groups = [[node.name for layer in group for node in layer.nodes] for group in layers.groups]
         kept = [[n.name for n in group[0].routing] for group in layers.groups]
         self._cuts = [Cut(side.program, groups, kept) for side in (parents[0], *parents)]
         self._last: dict[Place, int] = {la.weight: i for i, group in enumerate(layers.groups) for la in group}
@@ -159,13 +159,13 @@ class Sweeper:
             (matrix, offset), *others = [_seen(layer, own) for own in (fixed if strength.blend < 1 else fixed[:1])]
             weight, bias = ridge(
                 sums.products(i),
-                matrix,
+                matrix + layer.form.shift,
                 offset,
                 strength=strength.ridge,
                 blend=strength.blend,
-                elsewhere=_mean(others, self._mix) if others else None,
+                elsewhere=_mean(others, self._mix, layer.form.shift) if others else None,
             )
-            matrix.copy_(weight)
+            matrix.copy_(weight - layer.form.shift)
             if offset is not None and bias is not None:
                 offset.copy_(bias)
 
@@ -181,7 +181,9 @@ def _seen(layer: Layer, fixed: Fixed) -> tuple[Tensor, Tensor | None]:
     return form.matrix(fixed[form.weight.name]), None if form.bias is None else form.offset(fixed[form.bias.name])
 
 
-def _mean(found: Sequence[tuple[Tensor, Tensor | None]], mix: Sequence[float]) -> tuple[Tensor, Tensor | None]:
-    matrix = torch.stack([w * m.double() for w, (m, _) in zip(mix, found, strict=True)]).sum(0)
+def _mean(
+    found: Sequence[tuple[Tensor, Tensor | None]], mix: Sequence[float], shift: float
+) -> tuple[Tensor, Tensor | None]:
+    matrix = torch.stack([w * (m.double() + shift) for w, (m, _) in zip(mix, found, strict=True)]).sum(0)
     offsets = [w * o.double() for w, (_, o) in zip(mix, found, strict=True) if o is not None]
     return matrix, torch.stack(offsets).sum(0) if offsets else None

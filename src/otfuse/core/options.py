@@ -76,7 +76,8 @@ class Calibrated(Closed):
     start: Start | Literal["refined"] = "plain"
     sweeps: Count = 1
     ridge: Positive | Literal["auto"] = "auto"
-    blend: Share = 1.0
+    blend: Share | Literal["auto"] = 1.0
+    norms: bool = False
 
 
 class Refined(Closed):

@@ -10,7 +10,7 @@ import torch
 
 from otfuse.align.plan import Plan, activations, structure
 from otfuse.calibrate.layers import calibrated_layers
-from otfuse.calibrate.run import RIDGES, tried_with
+from otfuse.calibrate.run import tried_with, tries
 from otfuse.calibrate.waiting import IN_MEMORY
 from otfuse.program.inputs import examples
 
@@ -45,9 +45,9 @@ def stages_plan(job: Job, ordered: Order, recipe: Recipe, size: int, rates: Rate
             what = f"{f'what is left of {recipe.auto.budget}' if timed else f'{steps} steps'}, batches of {batch}"
         told.append((stage, what))
         if stage == "calibrated":
-            sums, own = _calibrating(side, size, parents), recipe.calibrated
-            tries = len(RIDGES) * tried_with(side.program) / max(size, 1) if own.ridge == "auto" else 0
-            turns = own.sweeps + min(tries, len(RIDGES))
+            own, count = recipe.calibrated, tries(recipe.calibrated)
+            sums = _calibrating(side, size, parents, norms=own.norms)
+            turns = own.sweeps + count * min(tried_with(side.program) / max(size, 1), 1)
             seconds += turns * (sums.single / rates.single + sums.double / rates.double)
     memory = max(base.memory_mib, stages_mib(side, ordered, recipe, size, parents))
     return replace(base, memory_mib=memory, seconds=seconds, stages=tuple(told))
@@ -58,7 +58,7 @@ def stages_mib(side: Side, ordered: Order, recipe: Recipe, size: int, parents: i
     values = 4.0 * _values(side)
     memory = activations(side.program, set()) + 2 * values
     if "calibrated" in ordered.stages:
-        memory = max(memory, 2 * values + _calibrating(side, size, parents).memory)
+        memory = max(memory, 2 * values + _calibrating(side, size, parents, norms=recipe.calibrated.norms).memory)
     if "distilled" in ordered.stages:
         memory = max(memory, _COPIES * values + _kept(side.program)[0] * recipe.distilled.batch_size)
     return structure(side.program) / _MIB + memory / _MIB
@@ -72,9 +72,12 @@ class _Calibrating(NamedTuple):
     double: float
 
 
-def _calibrating(side: Side, size: int, parents: int) -> _Calibrating:
+def _calibrating(side: Side, size: int, parents: int, *, norms: bool) -> _Calibrating:
     """Sums and a batch of the widest group of layers, what waits for all inputs; forward passes, products, solving."""
-    number, groups = max(1, examples(side.program.inputs)), calibrated_layers(side.program, side.graph).groups
+    number, groups = (
+        max(1, examples(side.program.inputs)),
+        calibrated_layers(side.program, side.graph, norms=norms).groups,
+    )
     here = waits = single = double = 0.0
     for i, group in enumerate(groups):
         shapes = [tuple(layer.form.matrix(layer.form.weight.meta["val"]).shape) for layer in group]
