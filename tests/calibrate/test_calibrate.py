@@ -9,68 +9,22 @@ import numpy as np
 import pytest
 import torch
 
+from calibrating import Case, firsts
 from otfuse.calibrate import sweep, waiting
 from otfuse.calibrate.run import calibrate
 from otfuse.core.dataset import Dataset
 from otfuse.core.options import Calibrated
 from otfuse.errors import DataError, OutputError
-from otfuse.flow.derive import derive
 from otfuse.measure.probe import Side
-from otfuse.program.export import export
-from otfuse.program.run import Runner
 from otfuse.testing.examples import example
 from otfuse.testing.plain import PlainVit
 
 SHARP = Calibrated(ridge=1e-10)
 
 
-class Case:
-    """Models of one example in float64, by seed, and inputs like the example's."""
-
-    def __init__(self, name, module=None, inputs=None):
-        self.entry = example(name)
-        built, given = self.entry.build()
-        self.module = (module or built).double()
-        given = inputs or given
-        self.given = given if isinstance(given, dict) else {f"x{i}": v for i, v in enumerate(given)}
-        self.given = {n: v.double() if v.is_floating_point() else v for n, v in self.given.items()}
-        traced = self.given if isinstance(given, dict) else tuple(self.given.values())
-        self.program = export(self.module, traced)
-        self.graph = derive(self.program)
-
-    def weights(self, seed):
-        module = self.entry.build(seed)[0].double()
-        return {n: t.detach().clone() for n, t in module.state_dict().items() if n in self.program.ties}
-
-    def side(self, weights):
-        return Side(self.program, self.graph, weights)
-
-    def data(self, batches, seed=0):
-        chance = torch.Generator().manual_seed(seed)
-
-        def like(value):
-            shape = (batches * len(value), *value.shape[1:])
-            if value.is_floating_point():
-                return torch.randn(shape, generator=chance, dtype=value.dtype)
-            if value.max() < 2:  # a mask
-                return value.repeat(batches, *[1] * (value.ndim - 1))
-            return torch.randint(4, int(value.max()) + 1, shape, generator=chance)
-
-        return Dataset({name: like(value).numpy() for name, value in self.given.items()})
-
-    def outputs(self, weights, data):
-        tensors = {n: torch.from_numpy(a) for n, a in data.inputs.items()}
-        whole = {n: weights[first] for n, first in self.program.ties.items()}
-        return Runner(self.program)(whole, tensors if self.entry.from_config else tuple(tensors.values()))[0]
-
-
 @functools.cache
 def case_of(name):
     return Case(name)
-
-
-def firsts(case, weights):
-    return {first: weights[first] for first in case.program.ties.values()}
 
 
 FAMILIES = ["mlp", "gpt2", "timm_like_vit", "torch_cross", "mixtral", "albert_shared", "convnext"]
@@ -80,7 +34,9 @@ FAMILIES = ["mlp", "gpt2", "timm_like_vit", "torch_cross", "mixtral", "albert_sh
 def test_a_model_beside_itself_stays_what_it_is(name):
     case = case_of(name)
     own = case.weights(1)
-    made = calibrate([case.side(own)] * 2, firsts(case, own), case.data(2), Calibrated(ridge=0.01), [0.3, 0.7])
+    made = calibrate(
+        [case.side(own)] * 2, firsts(case, own), case.data(2), Calibrated(ridge=0.01, norms=True), [0.3, 0.7]
+    )
     assert made.figures["layers"] > 0
     assert all(torch.allclose(made.weights[n], own[n], rtol=1e-8, atol=1e-9) for n in made.weights)
 
