@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from drawing import encoder_decoder, two_blocks
+from otfuse.core.fold import fold
 from otfuse.core.graph import FlowGraph, NodeKind
 from otfuse.demo import figure
 from otfuse.report import svg, table
-from otfuse.report.fold import fold
 from otfuse.report.layout import lay
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -11,6 +11,7 @@ import torch
 from otfuse.calibrate.forms import form_of
 from otfuse.calibrate.gains import gain_of
 from otfuse.calibrate.uses import Place, Uses, memory_of
+from otfuse.core.fold import fold
 from otfuse.program.memory import written
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class Layers:
         reasons: dict[str, list[str]] = {}
         for tensor, reason in self.left.items():
             reasons.setdefault(reason, []).append(tensor)
-        return [f"not calibrated, {reason}: {', '.join(sorted(names))}" for reason, names in reasons.items()]
+        told = {why: [same.name for same in fold(sorted(names), str, lambda _: "")] for why, names in reasons.items()}
+        return [f"not calibrated, {why}: {', '.join(names)}" for why, names in told.items()]
 
 
 def calibrated_layers(program: Program, graph: FlowGraph, *, norms: bool) -> Layers:
@@ -106,7 +108,7 @@ def calibrated_layers(program: Program, graph: FlowGraph, *, norms: bool) -> Lay
     found = _with_tokens(found, left)
     layers = Layers(tuple(_groups(found, program)), left)
     known = {*layers.solved, *left, *program.buffers}
-    kinds = "neither a linear layer nor a gain" if norms else "no linear layer"
+    kinds = f"no linear layer{' or gain' * norms} that can be solved holds it"
     left |= {name: kinds for name in dict.fromkeys(program.ties.values()) if name in uses.readers and name not in known}
     return layers
 

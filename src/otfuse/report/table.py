@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from otfuse.report.fold import fold, masked
+from otfuse.core.fold import fold, masked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
