@@ -173,7 +173,7 @@ def test_the_ridge_is_chosen_on_inputs_held_back():
     a, b = case.weights(1), case.weights(2)
     start = {n: (t + b[n]) / 2 for n, t in a.items()}
     made = calibrate([case.side(a), case.side(b)], start, case.data(20), Calibrated(), [0.5, 0.5])
-    tried = made.figures["tried"]
+    tried = made.figures["tried"]["ridge"]
     assert made.figures["ridge"] == min(tried, key=tried.get)
     assert any(re.match(rf"ridge {made.figures['ridge']:g} chosen by", note) for note in made.notes)
 

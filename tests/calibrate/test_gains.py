@@ -119,9 +119,9 @@ def test_the_blend_is_chosen_on_inputs_held_back(ridge):
     start = {n: (t + b[n]) / 2 for n, t in a.items()}
     options = Calibrated(ridge=ridge, blend="auto")
     made = calibrate([case.side(a), case.side(b)], start, case.data(20), options, [0.5, 0.5])
-    tried = made.figures["blends"]
+    tried = made.figures["tried"]["blend"]
     assert tuple(tried) == BLENDS
     assert all(math.isfinite(gap) for gap in tried.values())
     assert made.figures["blend"] == min(tried, key=tried.get)
     assert any(n.startswith(f"blend {made.figures['blend']:g} chosen by") for n in made.notes)
-    assert ("tried" in made.figures) == (ridge == "auto")
+    assert ("ridge" in made.figures["tried"]) == (ridge == "auto")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otfuse.align.plan import places
@@ -33,8 +35,8 @@ _HELD_BACK = 0.25  # of these
 class Calibration(NamedTuple):
     """Weights by first stored name (what was not solved is what was given), notes, and figures for the report.
 
-    ``figures``: ``ridge``, ``blend``, ``sweeps``, ``layers`` and ``tensors`` solved; ``tried`` (departure by ridge) and
-    ``blends`` (by blend) where several were.
+    ``figures``: ``ridge``, ``blend``, ``sweeps``, ``layers`` and ``tensors`` solved; ``tried`` where several were:
+    departure by ``ridge`` and by ``blend``.
     """
 
     weights: dict[str, Tensor]
@@ -57,8 +59,9 @@ def calibrate(
 
     ``start`` holds the merged model's tensors by first stored name, in the units of ``parents``, of which the first is the
     anchor; what it lacks is the anchor's. In the order of the forward pass, each layer's inputs are those of the merged
-    model as solved so far, its targets what the parents' layers give on their own inputs. ``data`` are unlabelled inputs as the
-    anchor's program takes them; values that wait between two layers are kept in ``memory`` bytes, else on disk.
+    model as solved so far, its targets what the parents' layers give on their own inputs; with ``options.norms`` each gain's
+    too. ``data`` are unlabelled inputs as the anchor's program takes them; values that wait between two layers are kept in
+    ``memory`` bytes, else on disk.
     ``progress(done, total)`` counts groups of layers; ``names`` are those of the parents, for messages.
 
     Raises DataError if a model gives no finite numbers (naming it and the examples) or inputs do not fit, OutputError if
@@ -76,14 +79,9 @@ def calibrate(
         sweeper = Sweeper(kept, layers, shares, [names[i] for i in alike], memory)
         strength, tried = _choose(sweeper, kept, shares, weights, data, options)
         figures |= {"ridge": strength.ridge, "blend": strength.blend, "sweeps": options.sweeps}
-        ridges = {s.ridge: gap for s, gap in tried.items() if s.blend == next(iter(tried)).blend}
-        blends = {s.blend: gap for s, gap in tried.items() if s.ridge == strength.ridge}
-        if len(ridges) > 1:
-            figures["tried"] = ridges
-            notes.append(_told("ridge", strength.ridge, ridges))
-        if len(blends) > 1:
-            figures["blends"] = blends
-            notes.append(_told("blend", strength.blend, blends))
+        if tried:
+            figures["tried"] = tried
+            notes += [_told(what, getattr(strength, what), gaps) for what, gaps in tried.items()]
         _sweeps(sweeper, weights, data, strength, options.sweeps, progress)
     return Calibration(weights, notes, figures)
 
@@ -128,30 +126,32 @@ def _choose(
     weights: Mapping[str, Tensor],
     data: Dataset,
     options: Calibrated,
-) -> tuple[Strength, dict[Strength, float]]:
+) -> tuple[Strength, dict[str, dict[float, float]]]:
     """The strength of the recipe; of several, the one after which a sweep on some inputs predicts others best, and all tried.
 
     That is, departs least from the parents' mean prediction: ridges first, then blends at the best of them. A single input
     tells nothing: then the first of each.
     """
     ridges, blends = _values(options)
+    chosen, tried = Strength(ridges[0], blends[0]), dict[str, dict[float, float]]()
     few = data.take(slice(0, tried_with(parents[0].program)))
     if not tries(options) or few.size < 2:
-        return Strength(ridges[0], blends[0]), {}
+        return chosen, tried
     held = max(1, round(_HELD_BACK * few.size))
     fit, probe = few.take(slice(0, few.size - held)), few.take(slice(few.size - held, None))
-    tried = dict[Strength, float]()
     with together(parents, mix, probe, half=False) as targets:
 
-        def best(strengths: Sequence[Strength]) -> Strength:
-            for strength in (s for s in strengths if s not in tried):
-                solved = sweeper(weights, fit, strength)
-                gap = float(apart(parents[0], ChainMap(solved, dict(weights)), probe, targets).divergence.mean())
-                tried[strength] = math.inf if math.isnan(gap) else gap
-            return min(strengths, key=tried.__getitem__)
+        @cache
+        def departs(strength: Strength) -> float:
+            solved = sweeper(weights, fit, strength)
+            gap = float(apart(parents[0], ChainMap(solved, dict(weights)), probe, targets).divergence.mean())
+            return math.inf if math.isnan(gap) else gap
 
-        ridge = best([Strength(value, blends[0]) for value in ridges]).ridge
-        return best([Strength(ridge, value) for value in blends]), tried
+        for what, values in (("ridge", ridges), ("blend", blends)):
+            if len(values) > 1:
+                tried[what] = {value: departs(replace(chosen, **{what: value})) for value in values}
+                chosen = replace(chosen, **{what: min(tried[what], key=tried[what].__getitem__)})
+    return chosen, tried
 
 
 def _values(options: Calibrated) -> tuple[Sequence[float], Sequence[float]]:
