@@ -159,13 +159,13 @@ class Sweeper:
             (matrix, offset), *others = [_seen(layer, own) for own in (fixed if strength.blend < 1 else fixed[:1])]
             weight, bias = ridge(
                 sums.products(i),
-                matrix + layer.form.shift,
+                matrix.add_(layer.form.shift),
                 offset,
                 strength=strength.ridge,
                 blend=strength.blend,
                 elsewhere=_mean(others, self._mix, layer.form.shift) if others else None,
             )
-            matrix.copy_(weight - layer.form.shift)
+            matrix.copy_(weight).sub_(layer.form.shift)
             if offset is not None and bias is not None:
                 offset.copy_(bias)
 
