@@ -10,9 +10,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transplant
+from passes import counting
 
 import otfuse
+from otfuse.evaluate.metrics import evaluate_ensemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from otfuse.core.dataset import Dataset
+
+
+TOLD = ("distilled for", "undone", "clearly better", "calibrated from", "started from", "nothing was")
 
 
 @dataclass
@@ -32,16 +38,29 @@ class Setting:
     few: Dataset | None = None
     steps: int = 200
     batch: int = 32
-    notes: list[str] = field(default_factory=list)
+    score: Callable[[Sequence[nn.Module]], dict[str, float]] | None = None
+
+    def scored(self, models: Sequence[nn.Module]) -> dict[str, float]:
+        """Loss on test data, and accuracy in percent where classes are predicted, of one model or of the mean of several."""
+        if self.score is not None:
+            return self.score(models)
+        own = {"mask_token_id": getattr(models[0].config, "mask_token_id", None)}
+        found = evaluate_ensemble(models, self.test, **own)
+        return {"loss": found.loss} | ({} if found.accuracy is None else {"accuracy": 100 * found.accuracy})
 
 
 @dataclass
 class Made:
-    """One row's model, and the processor seconds and steps that it took."""
+    """One row's model, the processor seconds and forward passes that it took, and what was said of it.
+
+    ``judged``: what the command's own guard says of parents and stages on held-back inputs.
+    """
 
     model: nn.Module
     seconds: float
+    passes: int
     told: str = ""
+    judged: Mapping[str, float] = field(default_factory=dict)
 
 
 def fused(
@@ -51,22 +70,29 @@ def fused(
     models = [setting.parents[i] for i in order] if order is not None else setting.parents
     data = None if recipe == "vanilla" else dict(setting.inputs)
     began = time.process_time()
-    found = otfuse.fuse(models, recipe, data, options=dict(options or {}), verify=False)
-    told = "; ".join(n for n in found.report.notes if "distilled for" in n or "undone" in n or "clearly better" in n)
-    return Made(found.model, time.process_time() - began, told)
+    with counting(models) as passes:
+        found = otfuse.fuse(models, recipe, data, options=dict(options or {}), verify=False)
+    seconds = time.process_time() - began
+    told = "; ".join(n for n in found.report.notes if any(word in n for word in TOLD))
+    judged = {row.name: row.figure for row in found.report.compared}
+    return Made(found.model, seconds, passes.examples, told, judged)
 
 
-def distilled(setting: Setting, start: str, order: Sequence[int] | None = None) -> Made:
+def distilled(
+    setting: Setting, start: str, order: Sequence[int] | None = None, more: Mapping[str, Any] | None = None
+) -> Made:
     """All weights trained for the setting's steps, from a start."""
     options = {"distilled.start": start, "distilled.steps": setting.steps, "distilled.batch_size": setting.batch}
-    return fused(setting, "distilled", options, order)
+    return fused(setting, "distilled", options | dict(more or {}), order)
 
 
 def transplanted(setting: Setting) -> Made:
     """Neuron transplantation."""
     began = time.process_time()
-    inputs = {name: __import__("torch").from_numpy(array[:4]) for name, array in setting.inputs.items()}
-    return Made(transplant.fuse(setting.parents, inputs), time.process_time() - began)
+    inputs = {name: torch.from_numpy(array[:4]) for name, array in setting.inputs.items()}
+    with counting(setting.parents) as passes:
+        model = transplant.fuse(setting.parents, inputs)
+    return Made(model, time.process_time() - began, passes.examples)
 
 
 def rows(setting: Setting) -> dict[str, Callable[[], Made]]:
@@ -87,6 +113,9 @@ def rows(setting: Setting) -> dict[str, Callable[[], Made]]:
         "auto": lambda: fused(setting, "auto", auto),
         "plain average, distilled": lambda: distilled(setting, "plain"),
         "calibrated (plain), distilled": lambda: distilled(setting, "calibrated"),
+        "calibrated (aligned), distilled": lambda: distilled(
+            setting, "calibrated", more={"calibrated.start": "aligned"}
+        ),
     }
     for i in range(k):
         order = [i, *(j for j in range(k) if j != i)]

@@ -3,7 +3,8 @@
     python experiments/compare/run.py SETTING... [--seeds 0 1 2] [--rows NAME...] [--out DIR]    # settings: settings.py
 
 Every finished row is added to DIR/SETTING.json at once, and a row that is there is not made again. DIR/results.md is the table:
-mean and standard deviation over seeds. Seconds are processor time of one thread.
+mean and standard deviation over seeds. Seconds are processor time of one thread, passes how many examples went forward through a model,
+tracing and trials of rates included (for a step of training a backward pass comes with it).
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import job  # noqa: E402
 import settings  # noqa: E402
 from rows import Made, Setting, rows  # noqa: E402
 
-from otfuse.evaluate.metrics import evaluate, evaluate_ensemble  # noqa: E402
 from otfuse.train.finetune import finetune  # noqa: E402
 from otfuse.train.options import FinetuneOptions  # noqa: E402
 
@@ -35,11 +35,10 @@ FINETUNED = FinetuneOptions(steps=100, batch_size=32, learning_rate=5e-4, weight
 
 def scored(model: Any, setting: Setting) -> dict[str, float]:
     """Loss and accuracy on test data, and again after finetuning with few labels."""
-    score = evaluate(model, setting.test)
-    found = {"loss": score.loss, "accuracy": 100 * score.accuracy if score.accuracy is not None else float("nan")}
+    found = setting.scored([model])
     if setting.few is not None:
-        tuned = evaluate(finetune(model, setting.few, options=FINETUNED).model, setting.test)
-        found |= {"tuned loss": tuned.loss, "tuned accuracy": 100 * (tuned.accuracy or 0.0)}
+        tuned = setting.scored([finetune(model, setting.few, options=FINETUNED).model])
+        found |= {f"tuned {name}": value for name, value in tuned.items()}
     return found
 
 
@@ -51,14 +50,14 @@ def measured(name: str, seed: int, wanted: list[str], kept: dict[str, Any], wher
         if f"parent {i + 1}" not in done:
             done[f"parent {i + 1}"] = scored(parent, setting)
     if "ensemble" not in done:
-        score = evaluate_ensemble(setting.parents, setting.test)
-        done["ensemble"] = {"loss": score.loss, "accuracy": 100 * (score.accuracy or 0.0)}
+        done["ensemble"] = setting.scored(setting.parents)
     for row, make in rows(setting).items():
         if row in done or (wanted and not any(row.startswith(w) for w in wanted)):
             continue
         try:
             made: Made = make()
-            done[row] = scored(made.model, setting) | {"seconds": made.seconds, "told": made.told}
+            about = {"seconds": made.seconds, "passes": made.passes, "told": made.told, "judged": dict(made.judged)}
+            done[row] = scored(made.model, setting) | about
         except Exception as error:  # noqa: BLE001  # a row that cannot be made is a row that says why
             done[row] = {"failed": f"{type(error).__name__}: {error}"}
         print(f"{name} seed {seed}: {row}: {done[row]}", file=sys.stderr, flush=True)
@@ -68,7 +67,7 @@ def measured(name: str, seed: int, wanted: list[str], kept: dict[str, Any], wher
 def table(kept: dict[str, Any]) -> list[str]:
     """Lines of Markdown: mean and standard deviation over the seeds that a row has."""
     names = list(dict.fromkeys(row for own in kept.values() for row in own))
-    columns = ["accuracy", "loss", "seconds", "tuned accuracy", "tuned loss"]
+    columns = ["accuracy", "loss", "seconds", "passes", "tuned accuracy", "tuned loss"]
     used = [c for c in columns if any(c in row for own in kept.values() for row in own.values())]
     lines = [f"| | {' | '.join(used)} | seeds |", f"|---|{'---:|' * len(used)}---:|"]
     for name in names:
@@ -86,7 +85,7 @@ def shown(values: list[float], column: str) -> str:
     """Mean and standard deviation."""
     if not values:
         return ""
-    digits = 3 if "loss" in column else 1
+    digits = 3 if "loss" in column else 0 if column == "passes" else 1
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 

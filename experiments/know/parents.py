@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,9 +24,13 @@ from otfuse.testing.small import image_classifier
 from otfuse.train.finetune import finetune
 from otfuse.train.options import FinetuneOptions
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 KEPT = Path(__file__).parents[2] / "build" / "parents"
 TRAIN = FinetuneOptions(steps=300, batch_size=32, learning_rate=1e-3, weight_decay=0.05, device="cpu")
 IMAGES = 1297  # to train on; the others are held out
+WIDTH = 64
 RARE = 20  # one in so many images of other classes
 
 
@@ -52,12 +57,15 @@ def digits(seed: int) -> Digits:
     return Digits(whole.take(slice(0, IMAGES)), whole.take(slice(IMAGES, None)))
 
 
-def model(seed: int) -> nn.Module:
-    """4 blocks of 64, 4 heads, patches of 2 x 2: 17 tokens."""
-    return image_classifier(image_size=8, patch=2, hidden=64, layers=4, heads=4, mlp=128, seed=seed)
+def model(seed: int, width: int = WIDTH, *, large: bool = False) -> nn.Module:
+    """4 blocks, 4 heads, 17 tokens: patches of 2 x 2 of images of 8 x 8, or twice as large."""
+    size = {"image_size": 16, "patch": 4} if large else {"image_size": 8, "patch": 2}
+    return image_classifier(**size, hidden=width, layers=4, heads=4, mlp=2 * width, seed=seed)
 
 
-def parents(k: int, seed: int, *, same_task: bool = False, options: FinetuneOptions = TRAIN) -> list[nn.Module]:
+def parents(
+    k: int, seed: int, *, same_task: bool = False, options: FinetuneOptions = TRAIN, widths: Sequence[int] = ()
+) -> list[nn.Module]:
     """``k`` models from ``k`` seeds; each knows its share of the ten classes well, or all of them with ``same_task``."""
     data, chance = digits(seed).train, np.random.default_rng(seed)
     shares = np.array_split(chance.permutation(10), k)
@@ -65,13 +73,18 @@ def parents(k: int, seed: int, *, same_task: bool = False, options: FinetuneOpti
     for i, classes in enumerate(shares):
         rare = chance.permutation(data.size) % RARE == 0
         own = np.isin(data.labels, classes) | rare | same_task
-        kind = f"{'same' if same_task else 'know'}-{k}-{seed}-{i}-{options.steps}"
-        found.append(trained(KEPT / f"{kind}.safetensors", 100 * seed + i, data.take(own.nonzero()[0]), options))
+        width = widths[i] if widths else WIDTH
+        kind = f"{'same' if same_task else 'know'}-{k}-{seed}-{i}-{options.steps}{f'-{width}' * (width != WIDTH)}"
+        path = KEPT / f"{kind}.safetensors"
+        found.append(trained(path, 100 * seed + i, data.take(own.nonzero()[0]), options, width))
     return found
 
 
-def trained(path: Path, seed: int, data: Dataset, options: FinetuneOptions) -> nn.Module:
-    made = model(seed)
+def trained(
+    path: Path, seed: int, data: Dataset, options: FinetuneOptions, width: int = WIDTH, *, large: bool = False
+) -> nn.Module:
+    """A digit classifier that is trained once; ``large``: for images of 16 x 16."""
+    made = model(seed, width, large=large)
     if path.exists():
         made.load_state_dict(load_file(path))
         return made.eval()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Weights = dict[str, Tensor]
 
 
-_STEPS = 200  # of refining, where the recipe leaves it open; it stops early
+_STEPS = 200  # of refining, where the recipe leaves it open
 
 
 def distilled(run: Staged, weights: Weights) -> Weights | None:

@@ -36,10 +36,14 @@ if TYPE_CHECKING:
 RATES = (10**-3.5, 1e-3)  # learning rates that are tried first; further ones half a decade beyond the better
 _LIMITS = (1e-6, 2e-2)
 _BETAS = (0.9, 0.98)  # of AdamW: runs are short, and the second moment must follow
-_NEARLY = 0.1  # of what the best rate gains in its trial
+_ENOUGH = 0.25  # of what the best rate gains in its trial
 _WORTH_TRIALS = 30  # steps; with fewer left by a budget the last of the rates is taken untried
-_LOOKS = 20  # how often the held-back inputs are looked at
-_PATIENCE = 6  # looks without anything better, after which training stops
+_TRIAL, _LONGEST = (
+    0.2,
+    100,
+)  # of the steps, a trial's: with a twentieth the rates chosen were ten times too small (docs/experiments.md)
+_LOOKS = 10  # how often the held-back inputs are looked at; the best weights seen are the result
+_TRAINING = 0.8  # of the time that is left beside trials; looks take the rest at most
 _JUDGED_AT_ONCE = 64
 
 
@@ -186,8 +190,6 @@ class _Training:
         elif progress is not None:
             progress.save(run, {**at, **self.worker.state()})
         for step in range(done, steps):
-            if step - at["best_step"] >= _PATIENCE * every:
-                break
             loss = self.update(step, options.learning_rate_at(step, steps))
             if (step + 1) % every == 0 or step + 1 == steps:
                 figure = self.judged()
@@ -242,12 +244,10 @@ class _Training:
         self.judged()
         self.worker.begin_anew(self.weights)
         step, look, now = sorted(times)[1], time.perf_counter() - at, time.perf_counter()
-        left, trials = self.course.seconds - (now - began), len(self.course.rates) + 1
-        tried = (
-            (left - trials * (look + _trial_steps(0) * step)) * 0.8 / (1 + trials * 0.05)
-        )  # of the steps, a twentieth
-        choose = self.course.learning_rate is None and self.agreed(tried / step) >= _WORTH_TRIALS
-        count = round(self.agreed(max(0.0, tried if choose else left * 0.8) / step))
+        left, trials = self.course.seconds - (now - began), len(self.course.rates) + 2
+        tried = _beside(trials, (left - trials * look) / step)
+        choose = self.course.learning_rate is None and self.agreed(tried) >= _WORTH_TRIALS
+        count = round(self.agreed(tried if choose else max(0.0, left * _TRAINING / step)))
         return count, round(self.agreed(max(_every(count), 4 * look / step, 1.0))), choose
 
     def agreed(self, number: float) -> float:
@@ -276,12 +276,18 @@ def _every(steps: int) -> int:
 
 
 def _trial_steps(steps: int) -> int:
-    return min(20, max(3, steps // 20))
+    return min(_LONGEST, max(3, round(steps * _TRIAL)))
+
+
+def _beside(trials: int, steps: float) -> float:
+    """How many of the steps that there is time for are left to train, beside trials."""
+    left = _TRAINING * steps / (1 + trials * _TRIAL * _TRAINING)
+    return max(0.0, left if left * _TRIAL <= _LONGEST else _TRAINING * (steps - trials * _LONGEST))
 
 
 def _largest(tried: Mapping[float, float], before: float) -> float:
-    """The largest rate that does nearly as well as the best: trials are short, which favours small ones (arXiv 1803.02021)."""
+    """The largest rate that gains in its trial, a quarter of what the best does: shorter runs favour small ones (arXiv 1803.02021)."""
     best = min(tried.values())
     if not math.isfinite(best):
         return min(tried)
-    return max(rate for rate, figure in tried.items() if figure <= best + _NEARLY * max(0.0, before - best))
+    return max(rate for rate, figure in tried.items() if before - figure >= _ENOUGH * (before - best))
