@@ -25,7 +25,7 @@ demo: $(STAMP) ## train two pairs of small models on handwritten digits, fuse th
 	$(BIN)/otfuse demo demo
 
 test: $(STAMP) ## the whole suite, on two processes
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: lint types layers test ## what must pass before a change goes in
 

@@ -28,7 +28,7 @@ import scale_text
 HERE = Path(__file__).parent
 SEEDS = {"anchor": 1, "source": 2, "windows": 3}
 WINDOWS = {"count": 64, "length": 256}
-RECIPES = ("vanilla", "otfusion-wts", "otfusion-acts", "calibrated")
+RECIPES = ("vanilla", "otfusion-wts", "otfusion-acts", "aligned", "calibrated")
 LOOKING = ("otfusion-acts", "calibrated")  # at windows
 JOBS = ("copy", *RECIPES, "mergekit", "inspect", "trace 8B")
 LIST = """

@@ -10,6 +10,14 @@ import pytest
 import torch
 
 from otfuse.cli import main
+from otfuse.testing.examples import EXAMPLES
+
+
+def pytest_collection_modifyitems(items):
+    """One of several processes traces a model of the database, or makes what the tests of a file share, once."""
+    for item in items:
+        name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
+        item.add_marker(pytest.mark.xdist_group(name if name in EXAMPLES else item.path.stem))
 
 
 @pytest.fixture(autouse=True)

@@ -52,7 +52,7 @@ def measured(name: str, seed: int, wanted: list[str], kept: dict[str, Any], wher
     if "ensemble" not in done:
         done["ensemble"] = setting.scored(setting.parents)
     for row, make in rows(setting).items():
-        if row in done or (wanted and not any(row.startswith(w) for w in wanted)):
+        if row in done or (wanted and not any(f"{row}#".startswith(w) for w in wanted)):
             continue
         try:
             made: Made = make()
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", choices=sorted(settings.SETTINGS), default=sorted(settings.SETTINGS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="*", default=[], help="only rows whose names begin so")
+    parser.add_argument("--rows", nargs="*", default=[], help="only rows whose names begin so (a # ends a name)")
     parser.add_argument("--out", type=Path, default=HERE)
     given = parser.parse_args()
     warnings.simplefilter("ignore")

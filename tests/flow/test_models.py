@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import Counter
 
@@ -14,11 +13,16 @@ from otfuse.core.graph import NodeKind
 from otfuse.core.space import Group, Role
 from otfuse.testing import adversarial, order
 from otfuse.testing.examples import EXAMPLES
-from otfuse.testing.law import EXACT, MOVED, Bench, derangements, moves
+from otfuse.testing.law import EXACT, MOVED, derangements, moves
+from traced import bench, built, checked
 
 HOSTILE = {entry.name for module in (adversarial, order) for entry in module.EXAMPLES}
 MODELS = [name for name in EXAMPLES if name not in HOSTILE]
-FROM_CONFIG = [name for name in MODELS if EXAMPLES[name].from_config]
+SEEING = {  # what they are shown beside text is made from their configuration in tests/program/test_media.py
+    "blip", "blip2", "gemma3", "idefics3", "internvl", "kosmos2", "llava", "llava_next", "mllama", "paligemma",
+    "qwen2_5_vl", "qwen2_audio", "qwen2_vl", "smolvlm",
+}  # fmt: skip
+FROM_CONFIG = [name for name in MODELS if EXAMPLES[name].from_config and name not in SEEING]
 KEY_BIAS = {  # a key's bias adds the same to every score of a query, and softmax cancels it
     "hf_vit": r"\.k_proj\.bias$",
     "t5": None,
@@ -28,22 +32,6 @@ KEY_BIAS = {  # a key's bias adds the same to every score of a query, and softma
     "resnet": None,
     "albert_shared": r"\.key\.bias$",
 }
-
-
-@functools.cache
-def built(name):
-    return EXAMPLES[name].build(0)
-
-
-@functools.cache
-def checked(name):
-    model, inputs = built(name)
-    return otfuse.verify(model, inputs, seed=0)
-
-
-@functools.cache
-def bench(name):
-    return Bench(*built(name))
 
 
 def found(spaces):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
 import torch
@@ -16,6 +14,7 @@ from otfuse.core.graph import NodeKind
 from otfuse.testing.examples import EXAMPLES
 from otfuse.testing.plain import Block, PlainVit
 from otfuse.testing.record import randomise
+from traced import built, checked
 
 TEXT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 36, "vocab_size": 50}
 BLOCK = ["norm", "linear", "linear", "linear", "attention", "linear", "junction",
@@ -33,9 +32,8 @@ LEFT = {  # stored tensors that are no piece of a node: they shift scores, or ch
 }
 
 
-@functools.cache
 def graph(name):
-    return otfuse.trace(*EXAMPLES[name].build(0))
+    return checked(name).graph
 
 
 def kinds(found):
@@ -91,7 +89,7 @@ def test_the_skip_is_the_stream_and_the_branch_a_layer(name):
 
 @pytest.mark.parametrize("name", ["hf_vit", "gpt2", "llama_gqa", "plain_vit", "bert", "bloom", "mpt", "torch_cross"])
 def test_attention_reads_query_key_and_value_of_the_layers_that_make_them(name):
-    found, model = graph(name), EXAMPLES[name].build(0)[0]
+    found, model = graph(name), built(name)[0]
     for node in of_kind(found, NodeKind.ATTENTION):
         read = [found.nodes[node.reading(role).node] for role in ("query", "key", "value")]
         assert [n.kind for n in read] == [NodeKind.LINEAR] * 3
