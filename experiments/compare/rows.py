@@ -106,6 +106,7 @@ def rows(setting: Setting) -> dict[str, Callable[[], Made]]:
         "otfusion-emd": lambda: fused(setting, "otfusion-emd"),
         "neuron transplantation": lambda: transplanted(setting),
         "aligned": lambda: fused(setting, "aligned"),
+        "aligned, exact groups only": lambda: fused(setting, "aligned", {"aligned.tolerance": 0.0}),
         "aligned-acts": lambda: fused(setting, "aligned-acts"),
         "calibrated (plain)": lambda: fused(setting, "calibrated"),
         "calibrated (aligned)": lambda: fused(setting, "calibrated", {"calibrated.start": "aligned"}),

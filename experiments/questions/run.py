@@ -2,8 +2,8 @@
 
     python experiments/questions/run.py [--seeds 0 1 2] [--questions softness tokens ...] [--out DIR]
 
-Pairs of digit classifiers of one task from other seeds (experiments/know/parents.py, trained for 400 steps); 400 unlabelled training
-images are compared, loss and accuracy are of 500 held-out ones. Every finished row is kept in DIR/results.json and not made again.
+Well-trained pairs of digit classifiers from other seeds (setting same-2-well of experiments/compare); 400 unlabelled training images
+are compared, loss and accuracy are of held-out ones. Every finished row is kept in DIR/results.json and not made again.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent / "know"), str(HERE.parents[1] / "benchmarks")]
+sys.path[:0] = [str(HERE.parent / "compare"), str(HERE.parent / "know"), str(HERE.parents[1] / "benchmarks")]
+import digits  # noqa: E402
 import job  # noqa: E402
-import parents as known  # noqa: E402
 
 import otfuse  # noqa: E402
-from otfuse.evaluate.metrics import evaluate  # noqa: E402
 
 PROBE = 400
 SOFT = (0.001, 0.01, 0.04, 0.08, 0.2, 1.0, 5.0)
@@ -54,13 +53,12 @@ def questions() -> dict[str, list[tuple[str, str, dict[str, Any]]]]:
 
 def measured(recipe: str, options: dict[str, Any], seed: int) -> dict[str, float]:
     """One fusion of the pair of one seed."""
-    models, data = known.parents(2, seed, same_task=True), known.digits(seed)
-    inputs = dict(data.inputs.take(slice(0, PROBE)).inputs)
+    setting = digits.same_2_well(seed)
+    models, inputs = setting.parents, {name: array[:PROBE] for name, array in setting.inputs.items()}
     began = time.process_time()
     fused = otfuse.fuse(models, recipe, None if recipe == "vanilla" else inputs, options=options, verify=False)
     seconds = time.process_time() - began
-    score = evaluate(fused.model, data.held_out)
-    return {"accuracy": 100 * (score.accuracy or 0.0), "loss": score.loss, "seconds": seconds}
+    return setting.scored([fused.model]) | {"seconds": seconds}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> list[str]:

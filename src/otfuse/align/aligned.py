@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 LIKE, STAYING = 0.5, 0.9  # cosine of weights, and share of units that stay, from which models share a start
 _SWEEPS = 20
 _STILL = 1e-4
+_NEARER = 0.99  # of what the exact group leaves between models; a larger group must leave less
 
 
 @dataclass(slots=True, eq=False)
@@ -97,22 +98,29 @@ class Aligner:
 
     def _widen(self, told: Sequence[tuple[dict[str, float], bool]]) -> None:
         """Rotations of streams that do not tolerate them exactly, kept if no carried source loses more than the tolerance."""
-        form, sources, spreads = self.form, self._sources, self.spreads
+        form, sources, spreads, exact = self.form, self._sources, self.spreads, self._apart()
         wide, names = rotated(form.found)
         if not names:
             return
         self.spreads = []
         self._take(replace(form, found=wide))
         self._solve(told)
-        pairs = enumerate(zip(self._sides[1:], self.form.weights[1:], strict=True))
-        worst = max(price(side, own, self.spaces, self.maps(k), self._data) for k, (side, own) in pairs)
-        what = f"{', '.join(names)}: rotated, which is no exact symmetry here, carried sources alone lose {worst:.2g} nats at most"
-        if worst <= self._options.tolerance:
-            self._told.append(what)
-            return
-        self._told.append(f"{what}, more than aligned.tolerance {self._options.tolerance:g}; the exact group is used")
+        if self._apart() < _NEARER * exact:  # a copy comes back exactly by the exact group
+            pairs = enumerate(zip(self._sides[1:], self.form.weights[1:], strict=True))
+            worst = max(price(side, own, self.spaces, self.maps(k), self._data) for k, (side, own) in pairs)
+            what = f"{', '.join(names)}: rotated, which is no exact symmetry here, carried sources alone lose {worst:.2g} nats at most"
+            if worst <= self._options.tolerance:
+                self._told.append(what)
+                return
+            self._told.append(
+                f"{what}, more than aligned.tolerance {self._options.tolerance:g}; the exact group is used"
+            )
         self._take(form)
         self._sources, self.spreads = sources, spreads
+
+    def _apart(self) -> float:
+        """What all descents have left."""
+        return self.spreads[-1] if self.spreads else sum(source.trail[-1] for source in self._sources)
 
     def _take(self, form: Canonical) -> None:
         """One canonical form of all models, its spaces, and their balanced tensors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from otfuse.measure.targets import gaps_of, log_probabilities
 from otfuse.program.run import Runner
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from otfuse.align.compared import State
     from otfuse.align.spaces import Spaces
@@ -37,10 +38,7 @@ def price(side: Side, weights: Mapping[str, torch.Tensor], spaces: Spaces, maps:
 
     On the first probe inputs, or those it was traced on.
     """
-    moved = {
-        name: carried(weights[name].double(), [(place, maps[key]) for key, place in spaces.at.get(name, ())]).to(tensor)
-        for name, tensor in ((name, weights[name]) for name, first in side.graph.ties.items() if name == first)
-    }
+    moved = _Moved(weights, spaces, maps)
     run, gaps = Runner(side.program), list[torch.Tensor]()
     few = [] if data is None else [inputs for _, inputs in probe_batches(side.program, data.take(slice(0, _MOST)))]
     for inputs in few or [side.program.inputs]:
@@ -50,3 +48,20 @@ def price(side: Side, weights: Mapping[str, torch.Tensor], spaces: Spaces, maps:
             wanted = log_probabilities(rows[0]).exp() if logits else rows[0]
             gaps.append(gaps_of(rows[1], wanted, distribution=logits)[0].double().mean())
     return float(torch.stack(gaps).mean()) if gaps else 0.0
+
+
+class _Moved(Mapping[str, torch.Tensor]):
+    """Weights carried by maps, each made when it is read and not kept."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], spaces: Spaces, maps: State) -> None:
+        self._weights, self._spaces, self._maps = weights, spaces, maps
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        own = self._weights[name]
+        return carried(own.double(), [(place, self._maps[key]) for key, place in self._spaces.at.get(name, ())]).to(own)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
