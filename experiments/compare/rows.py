@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from otfuse.core.dataset import Dataset
 
 
-TOLD = ("distilled for", "undone", "clearly better", "calibrated from", "started from", "nothing was")
+TOLD = ("distilled for", "distilled from", "undone", "clearly better", "calibrated from", "nothing was")
 
 
 @dataclass

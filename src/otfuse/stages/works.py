@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 _STEPS = 200  # of refining, where the recipe leaves it open
+_NEARER = 3.0  # times as near as what was calibrated must a parent be to be trained in its place (docs/experiments.md)
 
 
 def distilled(run: Staged, weights: Weights) -> Weights | None:
@@ -33,6 +34,7 @@ def distilled(run: Staged, weights: Weights) -> Weights | None:
     if planned.steps == 0 or (planned.steps is None and not recipe.auto.seconds):
         run.note("nothing was distilled: the recipe leaves no steps or time for it (auto.steps, auto.budget)")
         return None
+    weights = _nearest(run, weights) if recipe.scheme == "auto" else weights
     with run.clock.stage("distil"):
         made = distil(
             anchor.module,
@@ -51,6 +53,26 @@ def distilled(run: Staged, weights: Weights) -> Weights | None:
         return None
     run.note(told("distilled", made, min(recipe.distilled.batch_size, len(run.learned))))
     return made.weights
+
+
+def _nearest(run: Staged, weights: Weights) -> Weights:
+    """What `auto` trains: what it has made, unless a parent is far nearer to what all of them predict together.
+
+    A parent is itself a part of that mean, and mostly was trained on these inputs: a fair judge would find it less near.
+    """
+    if not all(same_steps(run.sides[0].program, side.program) for side in run.sides):
+        return weights
+    found = [{name: side.weights[name] for name in weights} for side in run.sides]
+    gaps, ours = [run.departure(theirs) for theirs in found], run.departure(weights)
+    best = min(range(len(gaps)), key=gaps.__getitem__)
+    if gaps[best] * _NEARER >= ours:
+        return weights
+    run.note(
+        f"distilled from {run.parents[best].name}: its divergence from the parents' mean prediction on held-back inputs is {gaps[best]:.4g}, "
+        f"that of what was made of all {ours:.4g}"
+    )
+    unread = set(run.sides[0].graph.unread)  # what no prediction reads stays the anchor's
+    return {name: own if name in unread else found[best][name].to(own.dtype) for name, own in weights.items()}
 
 
 def course(run: Staged) -> Course:
