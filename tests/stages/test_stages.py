@@ -152,7 +152,9 @@ def test_a_clearly_better_parent_is_told_with_figures_and_the_result_still_given
 def test_auto_trains_a_parent_that_is_far_nearer_than_what_was_made_of_all(vits):
     options = {"auto.steps": 1, "weights": [0.02, 0.98], "distilled.learning_rate": 1e-12}
     made = fuse(vits, MANY, "auto", **options)
-    assert any(note.startswith("distilled from ViTForImageClassification 1: its divergence") for note in made.report.notes)
+    assert any(
+        note.startswith("distilled from ViTForImageClassification 1: its divergence") for note in made.report.notes
+    )
     for name, tensor in vits[1].state_dict().items():
         torch.testing.assert_close(made.model.state_dict()[name], tensor, atol=1e-6, rtol=0)
 

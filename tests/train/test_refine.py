@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 import tiny
@@ -63,6 +64,21 @@ def test_gradients_reach_the_elements_of_every_kind(kind):
             lambda v: functional_call(averaged, {name: v}, (x,)), at.clone().requires_grad_()
         )
     assert torch.autograd.grad(averaged(x).square().sum(), zero)[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind not in DISCRETE])
+def test_nothing_is_left_behind_on_another_device(kind):
+    """A device that only says where its tensors are: what stays on the processor cannot meet them."""
+    symmetry = symmetry_of(kind)
+    width = symmetry.n * symmetry.copies
+    layers = [{"a": nn.Linear(2, width), "b": nn.Linear(width, 2)} for _ in range(2)]
+    models = [Named(lambda m, x: m.b(torch.tanh(m.a(x))), own) for own in layers]
+    carried = Carried(tuple(dict(m.named_parameters()) for m in models), (symmetry,), (0.3, 0.7))
+    averaged = Averaged(models[0], carried, soft=False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        averaged._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cuda"))  # noqa: SLF001
+        assert averaged(torch.empty(3, 2, device="cuda")).device.type == "cuda"
+    assert {p.device.type for model in models for p in model.parameters()} == {"cpu"}
 
 
 def test_no_step_gives_the_average_and_some_steps_leave_what_the_source_computes():

@@ -7,21 +7,22 @@ no map is soft, every carried source computes what it computed before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from otfuse.errors import UsageError
+from otfuse.program.state import copied
 from otfuse.train.distil import distil
 from otfuse.train.elements import Elements
 from otfuse.train.worker import fill
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -55,11 +56,19 @@ class Averaged(nn.Module):
 
     def __init__(self, model: nn.Module, carried: Carried, *, soft: bool) -> None:
         super().__init__()
-        self._held = (model, carried)  # not its own: neither trained nor copied
+        self._held = (model, carried)  # not its own: not trained, and copied only where it must move
         kinds = [tensor.dtype for tensor in carried.models[0].values() if tensor.is_floating_point()]
         kind = reduce(torch.promote_types, kinds, torch.float32)  # the identity of half precision cannot move
         elements = partial(Elements, carried.symmetries, soft=soft, dtype=kind)
         self.sources = nn.ModuleList(elements() for _ in carried.models[1:])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002  # torch's own
+        """To another device or type: what is held goes there as a copy, for the model is somebody's."""
+        model, carried = self._held
+        models = tuple({name: fn(tensor) for name, tensor in own.items()} for own in carried.models)
+        if any(new[name] is not own[name] for new, own in zip(models, carried.models, strict=True) for name in own):
+            self._held = (copied(model, ())._apply(fn), replace(carried, models=models))  # noqa: SLF001
+        return super()._apply(fn, recurse)
 
     def models(self) -> Iterator[Mapping[str, Tensor]]:
         """The models that are averaged, as they are moved by now, anchor first, differentiable."""
