@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 import tiny
@@ -75,9 +74,9 @@ def test_nothing_is_left_behind_on_another_device(kind):
     models = [Named(lambda m, x: m.b(torch.tanh(m.a(x))), own) for own in layers]
     carried = Carried(tuple(dict(m.named_parameters()) for m in models), (symmetry,), (0.3, 0.7))
     averaged = Averaged(models[0], carried, soft=False)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        averaged._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cuda"))  # noqa: SLF001
-        assert averaged(torch.empty(3, 2, device="cuda")).device.type == "cuda"
+    averaged.to("meta")
+    assert {t.device.type for own in averaged.models() for t in own.values()} == {"meta"}
+    assert averaged(torch.empty(3, 2, device="meta")).device.type == "meta"
     assert {p.device.type for model in models for p in model.parameters()} == {"cpu"}
 
 

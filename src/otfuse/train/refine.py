@@ -68,7 +68,8 @@ class Averaged(nn.Module):
         models = tuple({name: fn(tensor) for name, tensor in own.items()} for own in carried.models)
         if any(new[name] is not own[name] for new, own in zip(models, carried.models, strict=True) for name in own):
             self._held = (copied(model, ())._apply(fn), replace(carried, models=models))  # noqa: SLF001
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def models(self) -> Iterator[Mapping[str, Tensor]]:
         """The models that are averaged, as they are moved by now, anchor first, differentiable."""
