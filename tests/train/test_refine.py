@@ -66,18 +66,17 @@ def test_gradients_reach_the_elements_of_every_kind(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind not in DISCRETE])
-def test_nothing_is_left_behind_on_another_device(kind):
-    """A device that only says where its tensors are: what stays on the processor cannot meet them."""
+def test_what_is_averaged_goes_where_the_maps_go_and_the_models_stay(kind):
     symmetry = symmetry_of(kind)
     width = symmetry.n * symmetry.copies
     layers = [{"a": nn.Linear(2, width), "b": nn.Linear(width, 2)} for _ in range(2)]
     models = [Named(lambda m, x: m.b(torch.tanh(m.a(x))), own) for own in layers]
     carried = Carried(tuple(dict(m.named_parameters()) for m in models), (symmetry,), (0.3, 0.7))
     averaged = Averaged(models[0], carried, soft=False)
-    averaged.to("meta")
-    assert {t.device.type for own in averaged.models() for t in own.values()} == {"meta"}
-    assert averaged(torch.empty(3, 2, device="meta")).device.type == "meta"
-    assert {p.device.type for model in models for p in model.parameters()} == {"cpu"}
+    averaged.to(torch.float64)  # a device is told in the same call
+    assert {t.dtype for own in averaged.models() for t in own.values()} == {torch.float64}
+    assert averaged(torch.zeros(3, 2, dtype=torch.float64)).dtype is torch.float64
+    assert {p.dtype for model in models for p in model.parameters()} == {torch.float32}
 
 
 def test_no_step_gives_the_average_and_some_steps_leave_what_the_source_computes():
