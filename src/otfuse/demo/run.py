@@ -70,7 +70,7 @@ class Settings:
     finetune: FinetuneOptions = FinetuneOptions(steps=50, batch_size=25, learning_rate=2e-4, device="cpu")  # noqa: RUF009  frozen
     labels: int = 100
     probe: int = IMAGES - HELD_OUT
-    steps: int = 200
+    steps: int = 150
 
 
 @dataclass(frozen=True, slots=True, eq=False)
