@@ -95,11 +95,12 @@ def killed(line, at, name, environment):
 
 
 def test_a_killed_run_goes_on_to_the_same_files(otfuse, line, shell, tmp_path):
-    more = ("--recipe", "distilled", "--set", "distilled.start=plain", "--steps", "120")
+    more = ("--recipe", "distilled", "--set", "distilled.start=plain", "--set", "distilled.learning_rate=1e-3")
+    more += ("--steps", "120")
     whole = tmp_path / "whole"
     assert otfuse(*(whole if a == tmp_path / "out" else a for a in line), *more).status == 0
     told = json.loads((whole / "fusion.json").read_text())["notes"]
-    ended = killed((*line, *more), 30, "SIGTERM", shell.environment)
+    ended = killed((*line, *more), 110, "SIGTERM", shell.environment)
     assert ended.returncode == 130
     assert ended.stderr.endswith("give the same command again to go on from the last saved state\n")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".out.progress", "whole"]

@@ -288,6 +288,6 @@ def _beside(trials: int, steps: float) -> float:
 def _largest(tried: Mapping[float, float], before: float) -> float:
     """The largest rate that gains in its trial, a quarter of what the best does: shorter runs favour small ones (arXiv 1803.02021)."""
     best = min(tried.values())
-    if not math.isfinite(best):
-        return min(tried)
+    if not best < before:
+        return min(tried, key=tried.__getitem__) if math.isfinite(best) else min(tried)
     return max(rate for rate, figure in tried.items() if before - figure >= _ENOUGH * (before - best))

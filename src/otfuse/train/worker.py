@@ -156,7 +156,6 @@ class Worker:
         model: nn.Module = self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
         if not self._own_forward:
             vars(model).pop("forward", None)
-        self.accelerator.free_memory()
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(self._stored[name])
             parameter.grad = None
