@@ -16,7 +16,7 @@ from tiny import build, listing
 
 # One process imports everything once and is forked for every trial, which counts what it does to the disk and kills itself.
 SERVER = """
-import json, os, sys
+import importlib, json, os, sys
 import torch
 from otfuse import cli, pipeline
 from otfuse.cli import problems
@@ -39,9 +39,14 @@ for line in sys.stdin:
     arguments, at, number = json.loads(line)
     child = os.fork()
     if not child:
-        seen = [0]
-        for name in ("mkdir", "pwrite", "fsync", "rename"):
-            setattr(os, name, counted(getattr(os, name), at, number))
+        seen, places = [0], [(os, name) for name in ("mkdir", "pwrite", "fsync", "rename")]
+        if isinstance(at, list):
+            place, name, at = at
+            module, _, cls = place.partition(":")
+            owner = importlib.import_module(module)
+            places = [(getattr(owner, cls) if cls else owner, name)]
+        for owner, name in places:
+            setattr(owner, name, counted(getattr(owner, name), at, number))
         try:
             cli.main(arguments)
         finally:
@@ -123,3 +128,57 @@ def test_the_first_folder_made_is_removed_too(server, shards, tmp_path):
         status, _, said = trial(server, arguments, at, signal.SIGTERM)
         assert (status, said) == (130, "otfuse: interrupted; nothing unfinished was left behind\n"), at
         assert listing(tmp_path) == [], at
+
+
+STAGED = {  # two commands of several stages, and a place in each stage: the third time that something is done there
+    (
+        "--recipe",
+        "distilled",
+        "--set",
+        "distilled.start=auto",
+        "--set",
+        "distilled.learning_rate=1e-3",
+        "--steps",
+        "6",
+    ): (
+        ("otfuse.align.descent:Descent", "step", 3),
+        ("otfuse.measure.targets", "_prediction", 3),
+        ("otfuse.calibrate.sweep", "ridge", 3),
+    ),
+    (
+        "--recipe",
+        "calibrated",
+        "--set",
+        "calibrated.start=refined",
+        "--set",
+        "refined.steps=6",
+        "--set",
+        "refined.learning_rate=0.01",
+    ): (
+        ("otfuse.train.worker:Worker", "update", 3),
+        ("otfuse.calibrate.sweep", "ridge", 3),
+    ),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("recipe", STAGED, ids=lambda recipe: recipe[1])
+def test_in_the_middle_of_every_stage(server, models, data, tmp_path, recipe):
+    """What is left is nothing, or what the same command goes on from, to the same weights."""
+    pair = models / "vit0", models / "vit1"
+
+    def line(out):
+        return ("fuse", *pair, "--data", data / "images.npz", "--out", out, "--no-verify", "--quiet", *recipe)
+
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert trial(server, line(whole))[0] == 0
+    weights = load_file(whole / "model.safetensors")
+    for at in STAGED[recipe]:
+        status, _, said = trial(server, line(out), at, signal.SIGKILL)
+        assert (status, said) == (-signal.SIGKILL, ""), at
+        assert not out.exists(), at
+        assert all(path.name == "whole" or path.name.startswith(".out.") for path in tmp_path.iterdir()), at
+    assert trial(server, line(out))[0] == 0
+    again = load_file(out / "model.safetensors")
+    assert all((again[name] == tensor).all() for name, tensor in weights.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
