@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _STEPS = 200  # of refining, where the recipe leaves it open
-_NEARER = 3.0  # times as near as what was calibrated must a parent be to be trained in its place (docs/experiments.md)
+_NEARER = 2.0  # times as near as what was calibrated must a parent be to be trained in its place (docs/experiments.md)
 
 
 def distilled(run: Staged, weights: Weights) -> Weights | None:
@@ -35,6 +35,7 @@ def distilled(run: Staged, weights: Weights) -> Weights | None:
         run.note("nothing was distilled: the recipe leaves no steps or time for it (auto.steps, auto.budget)")
         return None
     weights = _nearest(run, weights) if recipe.scheme == "auto" else weights
+    planned = course(run)  # what is left of a budget by now
     with run.clock.stage("distil"):
         made = distil(
             anchor.module,
