@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from otfuse.measure.probe import Side
     from otfuse.measure.targets import Apart, Targets
 
-_CLEAR = 2.0  # standard errors of the mean difference, example by example
+_CLEAR = 2.0  # standard errors of the mean difference, example by example, from which a parent is called better
+_WRONG = 1.0  # and from which a stage went wrong: what training fits beyond that was no gain (docs/experiments.md)
 
 
 class Guard:
@@ -85,10 +86,10 @@ class Guard:
         return apart(side, weights, self._data, self._targets, self._held)
 
 
-def _clearly_worse(one: Apart, other: Apart) -> bool:
-    """Whether the figure of ``one`` is larger by more than chance (differences example by example), or not finite."""
+def _clearly_worse(one: Apart, other: Apart, errors: float = _CLEAR) -> bool:
+    """Whether the figure of ``one`` is larger by more than so many standard errors of the differences, or not finite."""
     gaps = one.against - other.against
-    return not float(gaps.mean()) <= _CLEAR * (float(gaps.std()) / len(gaps) ** 0.5 if len(gaps) > 1 else 0.0)
+    return not float(gaps.mean()) <= errors * (float(gaps.std()) / len(gaps) ** 0.5 if len(gaps) > 1 else 0.0)
 
 
 def _went_wrong(one: Apart, before: Apart) -> bool:
@@ -99,5 +100,5 @@ def _went_wrong(one: Apart, before: Apart) -> bool:
     """
     worse = not float(one.against.mean()) <= float(before.against.mean())
     return worse and (
-        _clearly_worse(one, before) or not float(one.divergence.mean()) <= float(before.divergence.mean())
+        _clearly_worse(one, before, _WRONG) or not float(one.divergence.mean()) <= float(before.divergence.mean())
     )
