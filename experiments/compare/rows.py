@@ -121,4 +121,6 @@ def rows(setting: Setting) -> dict[str, Callable[[], Made]]:
     for i in range(k):
         order = [i, *(j for j in range(k) if j != i)]
         found[f"parent {i + 1}, distilled"] = lambda order=order: distilled(setting, "anchor", order)
+        twice = {"distilled.steps": 2 * setting.steps}  # about as long as auto takes
+        found[f"parent {i + 1}, distilled twice as long"] = lambda o=order, t=twice: distilled(setting, "anchor", o, t)
     return found
