@@ -116,7 +116,7 @@ def write(out: Path) -> None:
     """results.md of all settings that were measured."""
     text = ["# Fused models beside controls", ""]
     text += [
-        "Made by `python experiments/compare/run.py`; seeds 0, 1, 2 of `settings.py`; mean and standard deviation.",
+        "Made by `python experiments/compare/run.py`; mean and standard deviation over the seeds that a row has been measured with (of 0, 1, 2).",
         "",
     ]
     text += [f"Machine: {', '.join(f'{k} {v}' for k, v in job.machine().items())}; one thread.", ""]
