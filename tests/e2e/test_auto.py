@@ -163,7 +163,8 @@ def test_what_makes_no_sense_is_one_sentence(otfuse, line, tmp_path, more, statu
 
 
 def test_text_with_a_tokenizer_and_fewer_examples_than_a_batch(otfuse, models, data, tmp_path):
-    np.savez(tmp_path / "few.npz", input_ids=np.load(data / "ids.npz")["input_ids"][:3])
+    with np.load(data / "ids.npz") as archive:
+        np.savez(tmp_path / "few.npz", input_ids=archive["input_ids"][:3])
     ran = otfuse(
         "fuse",
         models / "bert0",

@@ -44,7 +44,8 @@ def test_eval_of_a_classifier_and_its_ensemble(otfuse, models, data):
     names = [str(models / f"vit{i}") for i in range(2)]
     rows = json.loads(otfuse("eval", *names, "--data", data / "labelled.npz", "--ensemble", "--json").out)["models"]
     assert [row["model"] for row in rows] == [*names, "ensemble"]
-    arrays = np.load(data / "labelled.npz")
+    with np.load(data / "labelled.npz") as archive:
+        arrays = dict(archive)
     with torch.no_grad():
         logits = [
             ViTForImageClassification.from_pretrained(name)(torch.from_numpy(arrays["pixel_values"])).logits
@@ -66,7 +67,8 @@ def test_eval_of_language_models(otfuse, models, data, kind, file):
     assert [list(row) for row in rows] == [["model", "examples", "loss", "perplexity"]] * 3
     assert all(row["perplexity"] == pytest.approx(math.exp(row["loss"])) for row in rows)
     if kind == "gpt2" and file == "ids.npz":
-        ids = torch.from_numpy(np.load(data / file)["input_ids"])
+        with np.load(data / file) as archive:
+            ids = torch.from_numpy(archive["input_ids"])
         with torch.no_grad():
             loss = GPT2LMHeadModel.from_pretrained(models[0])(ids, labels=ids).loss
         assert rows[0]["loss"] == pytest.approx(float(loss), rel=1e-5)
