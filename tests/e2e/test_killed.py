@@ -130,31 +130,14 @@ def test_the_first_folder_made_is_removed_too(server, shards, tmp_path):
         assert listing(tmp_path) == [], at
 
 
+SHORT = "--set refined.steps=6 --set refined.learning_rate=0.01 --set distilled.learning_rate=1e-3"
 STAGED = {  # two commands of several stages, and a place in each stage: the third time that something is done there
-    (
-        "--recipe",
-        "distilled",
-        "--set",
-        "distilled.start=auto",
-        "--set",
-        "distilled.learning_rate=1e-3",
-        "--steps",
-        "6",
-    ): (
+    f"--recipe distilled --set distilled.start=auto --steps 6 {SHORT}": (
         ("otfuse.align.descent:Descent", "step", 3),
         ("otfuse.measure.targets", "_prediction", 3),
         ("otfuse.calibrate.sweep", "ridge", 3),
     ),
-    (
-        "--recipe",
-        "calibrated",
-        "--set",
-        "calibrated.start=refined",
-        "--set",
-        "refined.steps=6",
-        "--set",
-        "refined.learning_rate=0.01",
-    ): (
+    f"--recipe calibrated --set calibrated.start=refined {SHORT}": (
         ("otfuse.train.worker:Worker", "update", 3),
         ("otfuse.calibrate.sweep", "ridge", 3),
     ),
@@ -162,13 +145,13 @@ STAGED = {  # two commands of several stages, and a place in each stage: the thi
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-@pytest.mark.parametrize("recipe", STAGED, ids=lambda recipe: recipe[1])
+@pytest.mark.parametrize("recipe", STAGED, ids=lambda recipe: recipe.split()[1])
 def test_in_the_middle_of_every_stage(server, models, data, tmp_path, recipe):
     """What is left is nothing, or what the same command goes on from, to the same weights."""
     pair = models / "vit0", models / "vit1"
 
     def line(out):
-        return ("fuse", *pair, "--data", data / "images.npz", "--out", out, "--no-verify", "--quiet", *recipe)
+        return ("fuse", *pair, "--data", data / "images.npz", "--out", out, "--no-verify", "--quiet", *recipe.split())
 
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert trial(server, line(whole))[0] == 0

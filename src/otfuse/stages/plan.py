@@ -74,10 +74,8 @@ class _Calibrating(NamedTuple):
 
 def _calibrating(side: Side, size: int, parents: int, *, norms: bool) -> _Calibrating:
     """Sums and a batch of the widest group of layers, what waits for all inputs; forward passes, products, solving."""
-    number, groups = (
-        max(1, examples(side.program.inputs)),
-        calibrated_layers(side.program, side.graph, norms=norms).groups,
-    )
+    number = max(1, examples(side.program.inputs))
+    groups = calibrated_layers(side.program, side.graph, norms=norms).groups
     here = waits = single = double = 0.0
     for i, group in enumerate(groups):
         shapes = [tuple(layer.form.matrix(layer.form.weight.meta["val"]).shape) for layer in group]

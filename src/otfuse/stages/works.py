@@ -61,7 +61,7 @@ def _nearest(run: Staged, weights: Weights) -> Weights:
 
     A parent is itself a part of that mean, and mostly was trained on these inputs: a fair judge would find it less near.
     """
-    if not all(same_steps(run.sides[0].program, side.program) for side in run.sides):
+    if not _alike(run):
         return weights
     found = [{name: side.weights[name] for name in weights} for side in run.sides]
     gaps, ours = [run.departure(theirs) for theirs in found], run.departure(weights)
@@ -74,6 +74,11 @@ def _nearest(run: Staged, weights: Weights) -> Weights:
     )
     unread = set(run.sides[0].graph.unread)  # what no prediction reads stays the anchor's
     return {name: own if name in unread else found[best][name].to(own.dtype) for name, own in weights.items()}
+
+
+def _alike(run: Staged) -> bool:
+    """Whether weights of any parent can stand in the anchor, layer by layer."""
+    return all(same_steps(run.sides[0].program, side.program) for side in run.sides)
 
 
 def course(run: Staged) -> Course:
@@ -113,7 +118,7 @@ def calibrated(run: Staged, weights: Weights) -> Weights | None:
     first matters little on images, and decides on text (docs/experiments.md).
     """
     recipe = run.recipe
-    if not all(same_steps(run.sides[0].program, side.program) for side in run.sides):
+    if not _alike(run):
         run.note(
             "nothing was calibrated: the models differ in size or operators, and layers are solved only between equal ones"
         )

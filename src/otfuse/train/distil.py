@@ -38,10 +38,8 @@ _LIMITS = (1e-6, 2e-2)
 _BETAS = (0.9, 0.98)  # of AdamW: runs are short, and the second moment must follow
 _ENOUGH = 0.25  # of what the best rate gains in its trial
 _WORTH_TRIALS = 30  # steps; with fewer left by a budget the last of the rates is taken untried
-_TRIAL, _LONGEST = (
-    0.2,
-    100,
-)  # of the steps, a trial's: with a twentieth the rates chosen were ten times too small (docs/experiments.md)
+_TRIAL = 0.2  # of the steps, a trial's; a twentieth chose rates ten times too small (docs/experiments.md)
+_LONGEST = 100  # steps of a trial
 _LOOKS = 10  # how often the held-back inputs are looked at; the best weights seen are the result
 _TRAINING = 0.8  # of the time that is left beside trials; looks take the rest at most
 _JUDGED_AT_ONCE = 64
