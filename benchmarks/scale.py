@@ -31,6 +31,12 @@ WINDOWS = {"count": 64, "length": 256}
 RECIPES = ("vanilla", "otfusion-wts", "otfusion-acts", "aligned", "calibrated")
 LOOKING = ("otfusion-acts", "calibrated")  # at windows
 JOBS = ("copy", *RECIPES, "mergekit", "inspect", "trace 8B")
+SIZES = ("10M", "30M", "100M", "250M", "1.2B")
+UP_TO = {
+    "otfusion-acts": "250M",
+    "aligned": "250M",
+    "calibrated": "250M",
+}  # hours beyond, left out unless named by both options
 LIST = """
 import atexit, json, runpy, sys
 out, sys.argv = sys.argv[1], sys.argv[2:]
@@ -122,11 +128,22 @@ def shown(line: list[str]) -> str:
     return " ".join(Path(part).name if "/" in part else part for part in line[1:])
 
 
+def wanted(sizes: list[str] | None, jobs: list[str] | None) -> list[tuple[str, str]]:
+    """Size and job of every row that is asked for, in order."""
+
+    def long(size: str, name: str) -> bool:
+        return not (sizes and jobs) and SIZES.index(size) > SIZES.index(UP_TO.get(name, SIZES[-1]))
+
+    pairs = [(size, name) for size in sizes or SIZES for name in jobs or JOBS if name != "trace 8B"]
+    whole = [("8B", name) for name in jobs or JOBS if name == "trace 8B"]
+    return [own for own in pairs if not long(*own)] + whole
+
+
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="*", default=["10M", "30M", "100M", "250M", "1.2B"])
-    parser.add_argument("--jobs", nargs="*", default=list(JOBS), choices=JOBS)
+    parser.add_argument("--sizes", nargs="*", choices=SIZES)
+    parser.add_argument("--jobs", nargs="*", choices=JOBS)
     parser.add_argument("--folder", type=Path, help="holds the models, which stay there; 12 GB with all sizes")
     parser.add_argument("--mergekit", type=Path, default=os.environ.get("MERGEKIT"), help="its mergekit-yaml, 0.1.5")
     parser.add_argument("--out", type=Path, default=HERE / "scale.json")
@@ -138,9 +155,7 @@ def main() -> None:
         folder = given.folder or Path(passing)
         folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(folder, None if given.mergekit is None else Path(given.mergekit))
-        for size, name in [(s, j) for s in given.sizes for j in given.jobs if j != "trace 8B"] + [
-            ("8B", j) for j in given.jobs if j == "trace 8B"
-        ]:
+        for size, name in wanted(given.sizes, given.jobs):
             if name == "mergekit" and given.mergekit is None:
                 continue
             row = bench.row(name, size)

@@ -10,6 +10,7 @@ import torch
 import otfuse
 from align_copies import probe
 from named import Named
+from otfuse.align import balance
 from otfuse.align.aligned import Aligner
 from otfuse.core.options import Aligned
 from otfuse.errors import DataError, RecipeError, UsageError
@@ -44,6 +45,12 @@ def _lost(name, recipe):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_model_and_one_that_computes_the_same_give_it_back(name):
+    assert _lost(name, "aligned") < 1e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES[:2])
+def test_so_do_models_that_are_too_large_to_be_held_in_double_precision(name, monkeypatch):
+    monkeypatch.setattr(balance, "HELD", 1 << 12)  # what fits is kept, all else read anew
     assert _lost(name, "aligned") < 1e-4
 
 

@@ -6,15 +6,17 @@ from otfuse.cli import output
 
 
 def test_a_long_stage_tells_how_far_it_is(monkeypatch, capsys):
-    seconds = iter([0.0, 1.0, 6.0, 7.0, 12.0, 20.0])  # what a clock would say at each call
+    seconds = iter(
+        [0.0, 30.0, 36.0, 37.0, 42.0, 50.0]
+    )  # what a clock would say at each call; 30 s of preparing are no rate
     monkeypatch.setattr(output.time, "monotonic", lambda: next(seconds))
     with output.reporting(quiet=False, verbose=False) as progress:
         for done in range(6):
             progress("align", done, 5)
     assert capsys.readouterr().err.splitlines() == [
         "otfuse: align",
-        "otfuse: align: 2 of 5 done, about 9 s left",
-        "otfuse: align: 4 of 5 done, about 3 s left",
+        "otfuse: align: 2 of 5 done, about 18 s left",
+        "otfuse: align: 4 of 5 done, about 4 s left",
     ]
 
 
@@ -27,4 +29,4 @@ def test_a_short_stage_is_one_line(monkeypatch, capsys):
 
 
 def test_minutes_where_there_are_many_seconds():
-    assert output.left(60, 1, 11) == "about 10 min"
+    assert output.left(60, 1, 10) == "about 10 min"

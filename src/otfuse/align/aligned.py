@@ -9,7 +9,10 @@ its own basis. With ``features: activations`` the same is done on cross moments 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
+
+import torch
 
 from otfuse.align.balance import Balanced
 from otfuse.align.canonical import Canonical, canonical, cosines
@@ -25,8 +28,6 @@ from otfuse.core.alignment import SpaceReport
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import torch
-
     from otfuse.align.compared import State
     from otfuse.align.descent import Found
     from otfuse.align.elements import Element
@@ -35,11 +36,15 @@ if TYPE_CHECKING:
     from otfuse.core.symmetry import Symmetry
     from otfuse.measure.probe import Side
 
-    Tell = Callable[[int, int], None]
+    Tell = Callable[[str, int, int], None]  # stage, done, of how many
 
 LIKE, STAYING = 0.5, 0.9  # cosine of weights, and share of units that stay, from which models share a start
 _SWEEPS = 20
 _STILL = 1e-4
+_NOISE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-8,
+}  # of the largest possible inner product, in what models are compared in
 _NEARER = 0.99  # of what the exact group leaves between models; a larger group must leave less
 
 
@@ -169,7 +174,15 @@ class Aligner:
         return bool(alike) and self._stay(descent, descent.identity())
 
     def _descent(self, k: int, fixed: frozenset[str] = frozenset()) -> Descent:
-        return Descent(self._against(k, [0]), (self._squares[0], self._squares[k]), frozenset(self._fixed) | fixed)
+        return self._descending(self._against(k, [0]), (self._squares[0], self._squares[k]), fixed)
+
+    def _descending(
+        self, problem: Problem, squares: tuple[float, float], fixed: frozenset[str] = frozenset()
+    ) -> Descent:
+        return Descent(problem, squares, frozenset(self._fixed) | fixed, self._telling("align"))
+
+    def _telling(self, stage: str) -> Callable[[int, int], None] | None:
+        return None if self._tell is None else partial(self._tell, stage)
 
     def _aligned(self, k: int, likeness: dict[str, float], shared: bool) -> _Source:  # noqa: FBT001
         descent = self._descent(k)
@@ -191,9 +204,9 @@ class Aligner:
         """By what the nodes compute; spaces that no node shows by their weights, when the others are known."""
         assert self._data is not None  # the recipe was checked
         pair = [replace(self._sides[i], weights=self._models[i].whole()) for i in (0, k)]
-        problem = observed(pair[0], pair[1], self.spaces, self._data, self._tell)
+        problem = observed(pair[0], pair[1], self.spaces, self._data, self._telling("measure"))
         squares = float(len(problem.names)), float(len(problem.names))
-        descent = Descent(problem, squares, frozenset(self._fixed))
+        descent = self._descending(problem, squares)
         found = descent.run(outward(descent, start))
         seen = {key for key, own in problem.spaces.places.items() if own}
         if seen == set(self.spaces.all):
@@ -220,7 +233,7 @@ class Aligner:
             for parts in zip(*(self._models[i].parts(name) for i in (*others, k)), strict=True):
                 yield Tensors(self._mean(name, others, parts[:-1]), parts[-1])
 
-        return Problem(self.spaces, self._models[0].names, read)
+        return Problem(self.spaces, self._models[0].names, read, _NOISE[self._models[0].dtype])
 
     def _mean(self, name: str, others: Sequence[int], parts: Sequence[torch.Tensor]) -> torch.Tensor:
         if list(others) == [0]:
@@ -254,10 +267,8 @@ class Aligner:
                 if not others:
                     continue
                 problem, source = self._against(k, others), self._sources[k - 1]
-                found = Descent(problem, (self._squares[0], self._squares[k]), frozenset(self._fixed)).run(
-                    source.state, rounds=2
-                )
-                source.state = found.state
+                descent = self._descending(problem, (self._squares[0], self._squares[k]))
+                source.state = descent.run(source.state, rounds=2).state
             if self.spreads[-1] - self._spread() <= _STILL * self.spreads[-1]:
                 break
         self.spreads.append(self._spread())

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from otfuse.align.balance import HELD
+from otfuse.align.balance import HELD, precision
+from otfuse.align.descent import USUAL
 from otfuse.core.graph import NodeKind
 from otfuse.core.space import Group
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from otfuse.core.options import Aligned
     from otfuse.core.space import Space
 
-_ROUNDS = 10  # of the descent with its start, counted on digits and on the examples: 4 to 9
 _TURNS = 1.5e5  # turns of an empty loop that one update of one space takes beside its products
 _TRIALS = 1.5e6  # the same for the trials of groups, an operator
 _WHOLE = ("heads", "queries", "experts")
@@ -49,8 +49,9 @@ def cost(pairs: Sequence[Pair], options: Aligned, operators: int) -> Cost:
     maps = sum(_map(space) for space in free)
     largest = max((space.copies * space.size**2 for space in free), default=0)
     table = min(max(sizes.values(), default=0), 1 << 24)
-    kept = min(sum(sizes.values()), HELD)
-    memory = 8 * (4 * maps * (sources + 1) + 4 * layer + 4 * largest + 6 * table + kept * (sources + 1))
+    width = precision(sum(sizes.values())).itemsize
+    kept = min(width * sum(sizes.values()), HELD)
+    memory = 8 * (4 * maps * (sources + 1) + 4 * layer + 4 * largest + 6 * table) + kept * (sources + 1)
     along = sum(
         2 * sizes[m.tensor] * min(s.size, graph.shapes[m.tensor][m.axis])
         for s in free
@@ -68,9 +69,9 @@ def cost(pairs: Sequence[Pair], options: Aligned, operators: int) -> Cost:
         memory += 8 * sum(size * size for size in nodes) * 2
     return Cost(
         memory,
-        3.0 * _ROUNDS * along * sources,
-        16.0 * _ROUNDS * 3 * sum(sizes.values()) * sources,
-        _ROUNDS * updates * _TURNS * sources + _TRIALS * operators * (options.groups == "full"),
+        3.0 * USUAL * along * sources * width / 8,
+        16.0 * USUAL * 3 * sum(sizes.values()) * sources,
+        USUAL * updates * _TURNS * sources + _TRIALS * operators * (options.groups == "full"),
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ lengths, and one squared distance serves all spaces.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from math import isfinite, prod
 from typing import TYPE_CHECKING
@@ -26,18 +25,20 @@ if TYPE_CHECKING:
     from otfuse.core.symmetry import Symmetry
 
 _BALANCED = (Kind.INVERTIBLE, Kind.SCALING, Kind.POSITIVE, Kind.TURN)
-_PART = 1 << 24  # values of a part in float64
-HELD = 1 << 27  # values in float64 that are kept: a gibibyte
+_PART = 1 << 24  # values of a part
+HELD = 1 << 30  # bytes that are kept
 _RANK = 1e-9  # least over largest eigenvalue of a Gram matrix
 _ROUNDS, _STOP = 200, 1e-12  # where balanced spaces meet in one tensor (channels of a chain of convolutions)
 
 
 class Balanced(Mapping[str, torch.Tensor]):
-    """Tensors in float64, canonical and balanced, by first name; ``elements`` are those that balance, by space id.
+    """Tensors, canonical and balanced, by first name; ``elements`` are those that balance, by space id.
+
+    In ``dtype``: float64, or float32 where the model would not be held in float64.
 
     ``deficient`` names spaces of invertible maps of which one side leaves directions unused: there is nothing to balance by.
 
-    Read anew each time, but for the last ones used, a gibibyte of them.
+    Read anew each time, but for the first gibibyte of them: every round goes through all in the same order.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Balanced(Mapping[str, torch.Tensor]):
     ) -> None:
         self.names, self.spaces = tuple(names), spaces
         self._weights, self._shapes = weights, shapes
-        self._kept: OrderedDict[tuple[str, int], torch.Tensor] = OrderedDict()
+        self.dtype = precision(sum(prod(shapes[name]) for name in names))
+        self._kept: dict[tuple[str, int], torch.Tensor] = {}
+        self._room = HELD
         self.elements: dict[str, Element] = {}
         self.deficient: list[str] = []
         self._balance()
@@ -62,17 +65,15 @@ class Balanced(Mapping[str, torch.Tensor]):
         count = 1 if axis is None or size <= _PART else -(-shape[axis] // step)
         whole: torch.Tensor | None = None
         for i in range(count):
-            if (name, i) in self._kept:
-                self._kept.move_to_end((name, i))
-            else:
+            part = self._kept.get((name, i))
+            if part is None:
                 whole = self._exact(name) if whole is None else whole
-                part = (
-                    whole
-                    if count == 1 or axis is None
-                    else whole.narrow(axis, i * step, min(step, shape[axis] - i * step))
-                )
-                self._keep((name, i), self._moved(name, part.to("cpu", torch.float64)))
-            yield self._kept[name, i]
+                part = whole if count == 1 or axis is None else _narrowed(whole, axis, i * step, step)
+                part = self._moved(name, part.to("cpu", torch.float64)).to(self.dtype)
+                if self._room >= part.nbytes:
+                    self._kept[name, i] = part
+                    self._room -= part.nbytes
+            yield part
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """The tensor whole, in the type in which it is given: a model that computes the same."""
@@ -88,7 +89,7 @@ class Balanced(Mapping[str, torch.Tensor]):
 
     def whole(self) -> Mapping[str, torch.Tensor]:
         """The same in memory where it is small, for a program that reads them again with every batch."""
-        if sum(prod(self._shapes[name]) for name in self.names) > HELD:
+        if self.dtype != torch.float64:
             return self
         return {name: self[name] for name in self}
 
@@ -96,7 +97,7 @@ class Balanced(Mapping[str, torch.Tensor]):
         """The squared length of all tensors together; SolveError naming the first tensor of ``whose`` that is not finite."""
         total = 0.0
         for name in self.names:
-            total += sum(float(part.square().sum()) for part in self.parts(name))
+            total += sum(float(part.square().sum(dtype=torch.float64)) for part in self.parts(name))
             if not isfinite(total):
                 raise SolveError(
                     f"aligned: {name} of {whose} holds numbers that are not finite; check that model's weights"
@@ -111,11 +112,6 @@ class Balanced(Mapping[str, torch.Tensor]):
         return carried(
             part, [(place, self.elements[key]) for key, place in self.spaces.at.get(name, ()) if key in self.elements]
         )
-
-    def _keep(self, key: tuple[str, int], part: torch.Tensor) -> None:
-        self._kept[key] = part
-        while len(self._kept) > 1 and sum(own.numel() for own in self._kept.values()) > HELD:
-            self._kept.popitem(last=False)
 
     def _free_axis(self, name: str) -> int | None:
         taken = {axis for _, place in self.spaces.at.get(name, ()) for axis in (place.axis, place.batch_axis)}
@@ -137,6 +133,7 @@ class Balanced(Mapping[str, torch.Tensor]):
                 key = symmetry.space.id
                 self.elements[key] = found.after(self.elements[key]) if key in self.elements else found
             self._kept.clear()
+            self._room = HELD
             if change < _STOP:
                 return
 
@@ -148,12 +145,21 @@ class Balanced(Mapping[str, torch.Tensor]):
             for part in self.parts(name) if any(key in known for key, _ in self.spaces.at.get(name, ())) else ():
                 for key, place in self.spaces.at[name]:
                     if key in known and not place.order_only:
-                        block = place.block(part)
+                        block = place.block(part).double()
                         own = block @ block.mT if known[key].kind.mixes else block.square().sum(2)
                         sums[key, place.inverse] = sums.get((key, place.inverse), 0) + own
         for key, symmetry in known.items():
             if (key, False) in sums and (key, True) in sums:
                 yield symmetry, (sums[key, False], sums[key, True])
+
+
+def _narrowed(tensor: torch.Tensor, axis: int, start: int, length: int) -> torch.Tensor:
+    return tensor.narrow(axis, start, min(length, tensor.shape[axis] - start))
+
+
+def precision(values: int) -> torch.dtype:
+    """What a model of that many values is compared in."""
+    return torch.float64 if 8 * values <= HELD else torch.float32
 
 
 def _element(symmetry: Symmetry, writes: torch.Tensor, reads: torch.Tensor) -> Element | None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     Moves = Sequence[tuple[Place, Element]]
     State = dict[str, Element]  # by space id
 
+_ALIKE = 1e-8  # of the largest value: units that differ by less are alike
+
 
 class Compared(Protocol):
     """A table of both models, or a part of it along an axis that no space touches."""
@@ -33,7 +35,7 @@ class Compared(Protocol):
         """``[copies, n]``: its diagonal."""
 
     def columns(self, place: Place) -> int:
-        """How many numbers a unit is compared by."""
+        """How many numbers tell a unit from the others: none where all units have the same (gains of one)."""
 
     def inner(self) -> float:
         """The inner product of both sides."""
@@ -65,22 +67,22 @@ class Tensors:
         return (place.block(self.anchor) * place.block(self.source)).sum(2)
 
     def columns(self, place: Place) -> int:
-        """Values per unit of one copy."""
-        copies, n, _ = place.positions.shape
-        return place.block(self.anchor).numel() // (copies * n)
+        """Values per unit of one copy, where they are not the same for all units of either model."""
+        blocks = [place.block(tensor) for tensor in (self.anchor, self.source)]
+        return blocks[0].shape[2] if all(_differs(block) for block in blocks) else 0
 
     def inner(self) -> float:
         """``<anchor, source>``."""
-        return float((self.anchor * self.source).sum())
+        return float((self.anchor * self.source).sum(dtype=torch.float64))
 
     def distance(self) -> float:
         """``|anchor - source|^2``."""
-        return float((self.anchor - self.source).square().sum())
+        return float((self.anchor - self.source).square().sum(dtype=torch.float64))
 
     def grams(self, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
         """``sum a a'`` and ``sum b b'``."""
         a, b = place.block(self.anchor), place.block(self.source)
-        return a @ a.mT, b @ b.mT
+        return (a @ a.mT).double(), (b @ b.mT).double()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +108,8 @@ class Moments:
 
     def columns(self, place: Place) -> int:
         """As many as units: rows are many."""
-        return place.positions.shape[1]
+        products = self.products(place)
+        return place.positions.shape[1] if _differs(products) and _differs(products.mT) else 0
 
     def inner(self) -> float:
         """Its trace."""
@@ -122,10 +125,15 @@ class Moments:
 
 
 class Problem:
-    """Tables of two models and the spaces that act on them. ``read`` gives a table in parts, the source's side not moved."""
+    """Tables of two models and the spaces that act on them. ``read`` gives a table in parts, the source's side not moved.
 
-    def __init__(self, spaces: Spaces, names: Iterable[str], read: Callable[[str], Iterable[Compared]]) -> None:
-        self.spaces, self.names, self._read = spaces, tuple(names), read
+    ``noise`` is the share of the largest possible inner product below which a gain is rounding.
+    """
+
+    def __init__(
+        self, spaces: Spaces, names: Iterable[str], read: Callable[[str], Iterable[Compared]], noise: float = 1e-12
+    ) -> None:
+        self.spaces, self.names, self._read, self.noise = spaces, tuple(names), read, noise
 
     def tables(
         self, names: Iterable[str], state: State, skip: frozenset[str] = frozenset()
@@ -168,11 +176,16 @@ class Problem:
         kept: dict[str, list[Compared]] = {}
         for name, part in self.tables(names, state, skip=inside):
             kept.setdefault(name, []).append(part)
-        return Problem(self.spaces.among(inside), kept, kept.__getitem__)
+        return Problem(self.spaces.among(inside), kept, kept.__getitem__, self.noise)
 
     def _among(self, wanted: Iterable[Place]) -> list[str]:
         known = set(self.names)
         return [name for name in dict.fromkeys(place.tensor for place in wanted) if name in known]
+
+
+def _differs(block: torch.Tensor) -> bool:
+    """Whether units (axis 1) have other values than each other."""
+    return float((block - block[:, :1]).abs().amax()) > _ALIKE * float(block.abs().amax())
 
 
 def as_coupling(matrix: torch.Tensor) -> Dense:

@@ -71,12 +71,7 @@ def _columns(problem: Problem) -> dict[Place, int]:
     for name in (n for n in problem.names if n in problem.spaces.at):
         for _, part in problem.tables([name], {}, skip=every):
             for _, place in problem.spaces.at[name]:
-                products = part.products(place)
-                centred = products - products.mean(1, keepdim=True)
-                told = float((centred - centred.mean(2, keepdim=True)).abs().amax()) > _RANK * float(
-                    products.abs().amax()
-                )
-                found[place] = found.get(place, 0) + (part.columns(place) if told else 0)
+                found[place] = found.get(place, 0) + part.columns(place)
     return found
 
 

@@ -124,25 +124,32 @@ def _configure(*, verbose: bool) -> None:
 
 def _lines() -> Callable[[str, int, int], None]:
     """A line per stage; of one that takes longer than some seconds also how much is done, and what is left at that rate."""
-    begun: dict[str, float] = {}
     told: dict[str, float] = {}
+    first: dict[
+        str, tuple[float, int]
+    ] = {}  # when something was done, and how much: what prepares a stage is not in its rate
 
     def progress(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage not in begun:
-            begun[stage] = told[stage] = now
-            say(f"otfuse: {stage}")
-        elif 0 < done < total and now - told[stage] >= _PATIENCE:
+        if stage not in told:
             told[stage] = now
-            say(f"otfuse: {stage}: {done} of {total} done, {left(now - begun[stage], done, total)} left")
+            say(f"otfuse: {stage}")
+        at, before = first.get(stage, (now, done + 1))
+        if done < before:  # the first, or begun again
+            first.pop(stage, None)
+            if done:
+                first[stage] = now, done
+        elif before < done < total and now - told[stage] >= _PATIENCE:
+            told[stage] = now
+            say(f"otfuse: {stage}: {done} of {total} done, {left(now - at, done - before, total - done)} left")
 
     return progress
 
 
-def left(seconds: float, done: int, total: int) -> str:
+def left(seconds: float, done: int, rest: int) -> str:
     """About how long the rest will take, if what is ``done`` took so many ``seconds``."""
-    rest = seconds / done * (total - done)
-    return f"about {rest:.0f} s" if rest < 100 else f"about {rest / 60:.0f} min"
+    wanted = seconds / done * rest
+    return f"about {wanted:.0f} s" if wanted < 100 else f"about {wanted / 60:.0f} min"
 
 
 @contextmanager

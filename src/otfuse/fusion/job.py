@@ -188,9 +188,9 @@ class Job:
         if self.recipe.scheme != "aligned":
             return self._walks(pairs, measured, self._regulariser(pairs, measured), keep=keep, last=True)
         aside = set_aside(pairs[0].anchor, self.recipe) | self._lacking
-        tell = lambda done, total: self._progress("measure", done, total)  # noqa: E731
+        options, tell = self.recipe.aligned, self._progress
         try:
-            aligner = Aligner(self.sides, self.recipe.aligned, self.weights, self.data, aside=aside, tell=tell)
+            aligner = Aligner(self.sides, options, self.weights, self.data, aside=aside, tell=tell)
         except UnequalError as error:
             if not self._yields:
                 raise
