@@ -31,26 +31,37 @@ class Place:
     batch_axis: int | None = None
 
     def block(self, tensor: torch.Tensor) -> torch.Tensor:
-        """``[copies, n, rest]`` of a tensor."""
+        """``[copies, n, rest]`` of a tensor, not to be changed: a view of it where the positions lie side by side."""
         copies, n, _ = self.positions.shape
         return self._view(tensor)[self._index()].reshape(copies, n, -1)
 
     def write(self, tensor: torch.Tensor, block: torch.Tensor) -> None:
         """The block back into a tensor, in place."""
         view, index = self._view(tensor), self._index()
-        lead = (index[0].numel(),) if self.batch_axis is None else tuple(index[1].shape)
-        view[index] = block.reshape(*lead, *view.shape[len(lead) :]).to(tensor)
+        rest = view.shape[1 if self.batch_axis is None else 2 :]
+        lead = (index.stop - index.start,) if isinstance(index, slice) else index[-1].shape
+        view[index] = block.reshape(*lead, *rest).to(tensor)
+
+    def whole(self, tensor: torch.Tensor, block: torch.Tensor) -> torch.Tensor | None:
+        """The tensor that such a block is all of, in another layout; None if there are other positions."""
+        view, index = self._view(tensor), self._index()
+        if not isinstance(index, slice) or index.stop - index.start != len(view):
+            return None
+        return block.reshape(view.shape).movedim(0, self.axis).to(tensor)
 
     def _view(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.batch_axis is None:
             return tensor.movedim(self.axis, 0)
         return tensor.movedim((self.batch_axis, self.axis), (0, 1))
 
-    def _index(self) -> tuple[torch.Tensor, ...]:
-        if self.batch_axis is None:
-            return (self.positions.reshape(-1),)
-        own = self.positions.reshape(len(self.positions), -1)
-        return torch.arange(len(own))[:, None], own
+    def _index(self) -> slice | tuple[torch.Tensor, ...]:
+        if self.batch_axis is not None:
+            own = self.positions.reshape(len(self.positions), -1)
+            return torch.arange(len(own))[:, None], own
+        own = self.positions.reshape(-1)
+        start = int(own[0])
+        side_by_side = int(own[-1]) - start == len(own) - 1 and bool((own[1:] > own[:-1]).all())
+        return slice(start, start + len(own)) if side_by_side else (own,)
 
 
 def places(slots: Iterable[Slot]) -> list[Place]:
@@ -75,7 +86,7 @@ class Monomial:
         """The block ``[copies, n, rest]`` with the element, or its inverse transpose, applied."""
         if self.factor is None and bool((self.order == torch.arange(self.order.shape[1])).all()):
             return block
-        moved = block.gather(1, self.order[:, :, None].expand(-1, -1, block.shape[2]))
+        moved = block[torch.arange(len(block))[:, None], self.order]
         if self.factor is None or place.order_only:
             return moved
         return moved * (1 / self.factor if place.inverse else self.factor)[:, :, None].to(moved)
@@ -169,10 +180,18 @@ def stays(element: Element) -> bool:
 
 def carried(tensor: torch.Tensor, moves: Sequence[tuple[Place, Element]]) -> torch.Tensor:
     """The tensor with elements applied one after another; the one given stays as it is."""
-    moves = [(place, element) for place, element in moves if not stays(element)]
-    if not moves:
-        return tensor
-    tensor = tensor.clone()
+    own = tensor
     for place, element in moves:
-        place.write(tensor, element.on(place.block(tensor), place))
-    return tensor
+        if stays(element):
+            continue
+        before = place.block(own)
+        after = element.on(before, place)
+        if after is before:
+            continue
+        whole = place.whole(own, after)
+        if whole is None:
+            own = own.clone() if own is tensor else own
+            place.write(own, after)
+        else:
+            own = whole
+    return own
