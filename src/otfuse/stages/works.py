@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _STEPS = 200  # of refining, where the recipe leaves it open
-_NEARER = 2.0  # times as near as what was calibrated must a parent be to be trained in its place (docs/experiments.md)
+_NEARER = 1.5  # times as near as what was calibrated must a parent be to be trained in its place (docs/experiments.md)
 
 
 def distilled(run: Staged, weights: Weights) -> Weights | None:
