@@ -107,6 +107,8 @@ def rows(setting: Setting) -> dict[str, Callable[[], Made]]:
         "neuron transplantation": lambda: transplanted(setting),
         "aligned": lambda: fused(setting, "aligned"),
         "aligned, exact groups only": lambda: fused(setting, "aligned", {"aligned.tolerance": 0.0}),
+        "aligned, every number alike": lambda: fused(setting, "aligned", {"aligned.evenness": 0.0}),
+        "aligned, every tensor alike": lambda: fused(setting, "aligned", {"aligned.evenness": 1.0}),
         "aligned-acts": lambda: fused(setting, "aligned-acts"),
         "calibrated (plain)": lambda: fused(setting, "calibrated"),
         "calibrated (aligned)": lambda: fused(setting, "calibrated", {"calibrated.start": "aligned"}),

@@ -48,6 +48,7 @@ def questions() -> dict[str, list[tuple[str, str, dict[str, Any]]]]:
     ]
     exact = [(name, name, {}) for name in ("vanilla", "aligned", "aligned-acts")]
     exact.append(("aligned, permutations only", "aligned", {"aligned.groups": "permutation"}))
+    exact += [(f"aligned, evenness {e:g}", "aligned", {"aligned.evenness": e}) for e in (0.0, 0.25, 0.75, 1.0)]
     return {"softness": soft, "tokens": tokens, "residual": residual, "query_key": heads, "groups": exact}
 
 

@@ -58,7 +58,7 @@ def descent(symmetries, anchor, source, fixed=frozenset()):
         return (Tensors(a, b) for a, b in zip(one.parts(name), other.parts(name), strict=True))
 
     problem = Problem(spaces, shapes, read)
-    return Descent(problem, (one.square(), other.square()), fixed)
+    return Descent(problem, (sum(one.squares().values()), sum(other.squares().values())), fixed)
 
 
 def planted(symmetries, tensors, seed):

@@ -149,7 +149,8 @@ def test_a_clearly_better_parent_is_told_with_figures_and_the_result_still_given
     assert not any("clearly" in note for note in same.report.notes), "nobody is better than its own copy"
 
 
-def test_auto_trains_a_parent_that_is_far_nearer_than_what_was_made_of_all(vits):
+def test_auto_trains_a_parent_that_is_far_nearer_than_what_was_made_of_all(vits, monkeypatch):
+    monkeypatch.setitem(works.STAGES, "calibrated", hostile)  # undone: the average is far from both
     options = {"auto.steps": 1, "weights": [0.02, 0.98], "distilled.learning_rate": 1e-12}
     made = fuse(vits, MANY, "auto", **options)
     assert any(

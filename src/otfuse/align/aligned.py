@@ -1,7 +1,8 @@
 """Scheme ``aligned``: one map per space, from the group that leaves the source's function as it is.
 
 Objective: the squared distance between the anchor's tensors and the carried source's, both canonical (norms folded into
-what reads them) and balanced (both sides of invertible maps equally large), so that every exact map keeps lengths.
+what reads them) and balanced (both sides of invertible maps equally large), so that every exact map keeps lengths; that of
+every tensor over a power of its length.
 ``descent`` makes it small one space at a time, from the start that ``starts`` finds. Maps are relative: the anchor stays in
 its own basis. With ``features: activations`` the same is done on cross moments of the nodes' units.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -133,7 +135,12 @@ class Aligner:
         read = [name for name in self.names if name in self.spaces.at]
         shapes = self._sides[0].graph.shapes
         self._models = [Balanced(own, read, shapes, self.spaces) for own in form.weights]
-        self._squares = [m.square(f"source {k}" if k else "the anchor") for k, m in enumerate(self._models)]
+        squares = [m.squares(f"source {k}" if k else "the anchor") for k, m in enumerate(self._models)]
+        scales = _scales(squares, self._options.evenness)
+        for model in self._models:
+            model.scales = scales
+            model.forget()
+        self._squares = [sum(scales[n] ** 2 * square for n, square in own.items()) for own in squares]
 
     def maps(self, number: int) -> State:
         """The elements that carry source ``number`` (from 0) in the anchor's own basis, by space id."""
@@ -326,3 +333,12 @@ class Aligner:
                 f"source {number + 1} shares a start with the anchor (cosine of weights at least {least:.2f} in every space): its units stay where they are"
             )
         return tuple(told)
+
+
+def _scales(squares: Sequence[Mapping[str, float]], evenness: float) -> dict[str, float]:
+    """What every tensor is multiplied by where it is compared: its length (geometric mean of all models) to the power ``-evenness``."""
+    scales = {}
+    for name in squares[0]:
+        own = [square[name] for square in squares if square[name] > 0]
+        scales[name] = prod(square ** (-evenness / (2 * len(own))) for square in own)
+    return scales

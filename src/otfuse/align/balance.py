@@ -36,7 +36,7 @@ class Balanced(Mapping[str, torch.Tensor]):
 
     In ``dtype``: float64, or float32 where the model would not be held in float64.
 
-    ``deficient`` names spaces of invertible maps of which one side leaves directions unused: there is nothing to balance by.
+    ``scales`` multiply tensors where they are compared (:meth:`parts`), by name. ``deficient`` names spaces of invertible maps of which one side leaves directions unused: there is nothing to balance by.
 
     Read anew each time, but for the first gibibyte of them: every round goes through all in the same order.
     """
@@ -53,6 +53,7 @@ class Balanced(Mapping[str, torch.Tensor]):
         self.dtype = precision(sum(prod(shapes[name]) for name in names))
         self._kept: dict[tuple[str, int], torch.Tensor] = {}
         self._room = HELD
+        self.scales: Mapping[str, float] = {}
         self.elements: dict[str, Element] = {}
         self.deficient: list[str] = []
         self._balance()
@@ -69,7 +70,8 @@ class Balanced(Mapping[str, torch.Tensor]):
             if part is None:
                 whole = self._exact(name) if whole is None else whole
                 part = whole if count == 1 or axis is None else _narrowed(whole, axis, i * step, step)
-                part = self._moved(name, part.to("cpu", torch.float64)).to(self.dtype)
+                part = self._moved(name, part.to("cpu", torch.float64))
+                part = (part * self.scales[name] if name in self.scales else part).to(self.dtype)
                 if self._room >= part.nbytes:
                     self._kept[name, i] = part
                     self._room -= part.nbytes
@@ -93,16 +95,21 @@ class Balanced(Mapping[str, torch.Tensor]):
             return self
         return {name: self[name] for name in self}
 
-    def square(self, whose: str = "a model") -> float:
-        """The squared length of all tensors together; SolveError naming the first tensor of ``whose`` that is not finite."""
-        total = 0.0
+    def squares(self, whose: str = "a model") -> dict[str, float]:
+        """The squared length of every tensor; SolveError naming the first of ``whose`` that is not finite."""
+        found = dict[str, float]()
         for name in self.names:
-            total += sum(float(part.square().sum(dtype=torch.float64)) for part in self.parts(name))
-            if not isfinite(total):
+            found[name] = sum(float(part.square().sum(dtype=torch.float64)) for part in self.parts(name))
+            if not isfinite(found[name]):
                 raise SolveError(
                     f"aligned: {name} of {whose} holds numbers that are not finite; check that model's weights"
                 )
-        return total
+        return found
+
+    def forget(self) -> None:
+        """Nothing is kept any more."""
+        self._kept.clear()
+        self._room = HELD
 
     def _exact(self, name: str) -> torch.Tensor:
         exact = getattr(self._weights, "exact", None)  # folded tensors before they are rounded
@@ -132,8 +139,7 @@ class Balanced(Mapping[str, torch.Tensor]):
                 change = max(change, float((found.dense().diagonal(dim1=1, dim2=2) - 1).abs().max()))
                 key = symmetry.space.id
                 self.elements[key] = found.after(self.elements[key]) if key in self.elements else found
-            self._kept.clear()
-            self._room = HELD
+            self.forget()
             if change < _STOP:
                 return
 
