@@ -77,6 +77,19 @@ def test_the_carried_source_computes_what_it_did():
     assert not torch.allclose(found, torch.eye(16).double(), atol=0.1)
 
 
+@pytest.mark.parametrize(("evenness", "same"), [(1.0, True), (0.0, False)])
+def test_tensors_count_by_a_power_of_their_length(evenness, same):
+    found = []
+    for times in (1.0, 50.0):
+        models = [model.double() for model in _pair()]
+        for model in models:
+            model.classifier.weight.data *= times
+        fused = otfuse.fuse(models, "aligned", options={"aligned.evenness": evenness}, verify=False)
+        stream = next(s.spaces[0] for s in fused.report.solved if s.name == "stream")
+        found.append(fused.maps[stream])
+    assert torch.allclose(*found, atol=1e-5) == same
+
+
 def test_models_that_share_a_start_are_averaged_plainly():
     base = build("vit", 0)
     tuned = copy.deepcopy(base)
