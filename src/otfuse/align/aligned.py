@@ -1,8 +1,8 @@
 """Scheme ``aligned``: one map per space, from the group that leaves the source's function as it is.
 
 Objective: the squared distance between the anchor's tensors and the carried source's, both canonical (norms folded into
-what reads them) and balanced (both sides of invertible maps equally large), so that every exact map keeps lengths; that of
-every tensor over a power of its length.
+what reads them) and balanced (both sides of invertible maps equally large), so that every exact map keeps lengths; tensors
+count by a power of their length (``evenness``).
 ``descent`` makes it small one space at a time, from the start that ``starts`` finds. Maps are relative: the anchor stays in
 its own basis. With ``features: activations`` the same is done on cross moments of the nodes' units.
 """
@@ -43,10 +43,7 @@ if TYPE_CHECKING:
 LIKE, STAYING = 0.5, 0.9  # cosine of weights, and share of units that stay, from which models share a start
 _SWEEPS = 20
 _STILL = 1e-4
-_NOISE = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-8,
-}  # of the largest possible inner product, in what models are compared in
+_NOISE = {torch.float64: 1e-12, torch.float32: 1e-8}  # of the largest possible inner product, by what is worked in
 _NEARER = 0.99  # of what the exact group leaves between models; a larger group must leave less
 
 

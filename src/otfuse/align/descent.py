@@ -73,6 +73,7 @@ class Descent:
 
         Whole units (heads) that stayed where they were are not compared with each other again until the rest has come to rest.
         """
+        self._settled.clear()
         inner = first = self.problem.inner(state)
         trail, converged = [self.distance(inner)], False
         for _ in range(rounds):
