@@ -92,7 +92,7 @@ Problem = tuple[
 def needed_mib(pairs: Sequence[Pair], recipe: Recipe, task: Task) -> float:
     """The expected peak above what importing takes: structure, and the stage that holds most.
 
-    Gate: one state, and what moves of its largest tensors. Measure: moments of all problems, a batch of both models.
+    Gate: one state, what moves of its largest tensors, values and the outputs before. Measure: moments of all problems, a batch of both models.
     Align: the largest problem with its features, the two readings of the map before it, a carried tensor.
     """
     problems = [problem for pair in pairs for problem in _problems(pair, recipe)]
@@ -103,7 +103,7 @@ def needed_mib(pairs: Sequence[Pair], recipe: Recipe, task: Task) -> float:
         moments = sum(8 * na * ns for _, na, ns, *_ in problems)
         batch = sum(activations(own.program, _observed(pairs[0], own)) for own in (side, source))
         measure = moments + 2 * largest + batch
-    gate = sum(sizes.values()) + 3 * largest if task.verify else 0
+    gate = sum(sizes.values()) + 3 * largest + 2 * activations(side.program, set()) if task.verify else 0
     solve = max((8 * _HELD * na * ns + 24 * values for _, na, ns, _, values, _ in problems), default=0)
     maps = max((16 * na * ns for _, na, ns, *_ in problems), default=0)
     align = moments + maps + max(solve, 3 * largest)

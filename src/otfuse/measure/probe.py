@@ -61,7 +61,8 @@ def pair_moments(
 
     Both programs advance together, so that at any time only the values between two of them exist.
     """
-    sums: dict[int, PairMoments] = {}
+    sizes = {index: [side.graph.nodes[index].size for side in (anchor, source)] for index in nodes}
+    sums = {index: PairMoments(*own) for index, own in sizes.items()}  # before all that comes and goes: no holes between
     seen = {index: (_seen(anchor, index), _seen(source, index)) for index in nodes}
     with _at_once() as apply:
         advance = _Advance((anchor, source), nodes, keep, apply)
@@ -70,7 +71,7 @@ def pair_moments(
             def add(found: Found, part: Part = part) -> None:
                 index, values = found
                 rows = [keep.rows(v, o, part).cpu() for v, o in zip(values, seen[index], strict=True)]
-                sums.setdefault(index, PairMoments(rows[0].shape[1], rows[1].shape[1])).add(*rows)
+                sums[index].add(*rows)
 
             waiting: list[Found] = []
             for found in advance.through(batch):

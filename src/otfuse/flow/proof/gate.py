@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 from itertools import chain
-from math import inf, isfinite
+from math import hypot, inf, isfinite
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -36,6 +36,7 @@ Equal: TypeAlias = "Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Te
 
 _CONTROLS = 12  # members left out one at a time, until one shows
 _SHOWN = 1e-2
+_BLOCK = 1 << 22  # values of an output that are compared at a time: a table of all tokens is large in double
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,7 +108,11 @@ def change(new: tuple[torch.Tensor, ...], old: tuple[torch.Tensor, ...]) -> floa
     """The largest relative change over all outputs; infinite if a value is not finite."""
     worst = 0.0
     for a, b in zip(new, old, strict=True):
-        ratio = float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-300))
+        gap = size = 0.0
+        for x, y in zip(a.reshape(-1).split(_BLOCK), b.reshape(-1).split(_BLOCK), strict=True):
+            gap = hypot(gap, float((x.double() - y.double()).norm()))
+            size = hypot(size, float(y.double().norm()))
+        ratio = gap / max(size, 1e-300)
         worst = max(worst, ratio if ratio == ratio else float("inf"))  # noqa: PLR0124  # nan is not equal to itself
     return worst
 
