@@ -62,7 +62,8 @@ def pair_moments(
     Both programs advance together, so that at any time only the values between two of them exist.
     """
     sizes = {index: [side.graph.nodes[index].size for side in (anchor, source)] for index in nodes}
-    sums = {index: PairMoments(*own) for index, own in sizes.items()}  # before all that comes and goes: no holes between
+    # Sums stay; made before what comes and goes, they leave no holes between.
+    sums = {index: PairMoments(*own) for index, own in sizes.items()}
     seen = {index: (_seen(anchor, index), _seen(source, index)) for index in nodes}
     with _at_once() as apply:
         advance = _Advance((anchor, source), nodes, keep, apply)
