@@ -127,6 +127,9 @@ def test_a_rotation_that_is_not_exact_is_bought_up_to_the_tolerance():
     assert all(torch.equal(t, dear.model.state_dict()[n]) for n, t in exact.model.state_dict().items())
     assert any("more than aligned.tolerance 1e-09" in note for note in dear.report.notes)
     assert any("carried sources alone lose" in note for note in bought.report.notes)
+    options = {"aligned.tolerance": 1e9, "aligned.groups": "permutation"}
+    asked = otfuse.fuse([anchor, source], "aligned", options=options, verify=False)
+    assert "orthogonal fixing the all-ones" not in {s.method for s in asked.report.solved}, "nothing else was asked for"
 
 
 def test_what_cannot_be_done_is_said():

@@ -89,7 +89,7 @@ class Aligner:
             self._take(canonical(sides, options.groups))
         told = list(zip(likeness, shared, strict=True))
         self._solve(told)
-        if options.tolerance and not self.shared:
+        if options.tolerance and options.groups == "full" and not self.shared:
             self._widen(told)
         if options.softness and not self.shared:
             for k, source in enumerate(self._sources, 1):

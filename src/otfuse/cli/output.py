@@ -125,9 +125,7 @@ def _configure(*, verbose: bool) -> None:
 def _lines() -> Callable[[str, int, int], None]:
     """A line per stage; of one that takes longer than some seconds also how much is done, and what is left at that rate."""
     told: dict[str, float] = {}
-    first: dict[
-        str, tuple[float, int]
-    ] = {}  # when something was done, and how much: what prepares a stage is not in its rate
+    first: dict[str, tuple[float, int]] = {}  # when something was done first, and how much: preparing is no rate
 
     def progress(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
