@@ -6,9 +6,7 @@ from otfuse.cli import output
 
 
 def test_a_long_stage_tells_how_far_it_is(monkeypatch, capsys):
-    seconds = iter(
-        [0.0, 30.0, 36.0, 37.0, 42.0, 50.0]
-    )  # what a clock would say at each call; 30 s of preparing are no rate
+    seconds = iter([0.0, 30.0, 36.0, 37.0, 42.0, 50.0])  # of a clock at each call; 30 s of preparing are no rate
     monkeypatch.setattr(output.time, "monotonic", lambda: next(seconds))
     with output.reporting(quiet=False, verbose=False) as progress:
         for done in range(6):

@@ -68,9 +68,7 @@ class Aligned(Closed):
     groups: Literal["full", "permutation"] = "full"
     tolerance: NotNegative = 0.01  # nats; chosen by measuring: docs/experiments.md
     softness: NotNegative = 0.0
-    evenness: Share = (
-        0.5  # of tensors of other lengths: 0 counts every number alike, 1 every tensor; docs/experiments.md
-    )
+    evenness: Share = 0.5  # 0 counts every number alike, 1 every tensor; chosen by measuring: docs/decisions.md
 
 
 class Calibrated(Closed):

@@ -81,9 +81,7 @@ def pair_moments(
                     list(apply(add, waiting))
                     waiting = []
             list(apply(add, waiting))
-    return {
-        index: sums.pop(index).result() for index in list(sums)
-    }  # the sums of one at a time stand beside its result
+    return {index: sums.pop(index).result() for index in list(sums)}  # one at a time stands beside its result
 
 
 def absolute_means(
