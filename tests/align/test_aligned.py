@@ -12,6 +12,7 @@ from align_copies import probe
 from named import Named
 from otfuse.align import balance
 from otfuse.align.aligned import Aligner
+from otfuse.core.dataset import Dataset
 from otfuse.core.options import Aligned
 from otfuse.errors import DataError, RecipeError, UsageError
 from otfuse.flow.proof.gate import change
@@ -105,10 +106,17 @@ def test_models_that_share_a_start_are_averaged_plainly():
     assert any("shares a start" in note for note in aligned.report.notes)
 
 
-def test_the_order_of_the_sources_does_not_matter_and_their_spread_falls():
+@pytest.mark.parametrize("features", ["weights", "activations"])
+def test_the_order_of_the_sources_does_not_matter_and_their_spread_falls(features: str):
     models = [build("vit", seed, layers=1).double() for seed in range(3)]
     sides = [traced(given(model, "m"), None) for model in models]
-    one, other = (Aligner([sides[0], *rest], Aligned(), (1 / 3,) * 3) for rest in (sides[1:], sides[:0:-1]))
+    drawn = probe(models[0], sides[0].program.inputs, rows=24)
+    data = Dataset({name: array.astype("float64") for name, array in drawn.items()})
+    options, shares = Aligned(features=features), (0.2, 0.3, 0.5)
+    one, other = (
+        Aligner([sides[0], *(sides[i] for i in order)], options, tuple(shares[i] for i in (0, *order)), data)
+        for order in ((1, 2), (2, 1))
+    )
     assert all(later <= sooner + 1e-9 for sooner, later in zip(one.spreads, one.spreads[1:], strict=False))
     assert one.spreads[-1] < one.spreads[0]
     for number in (0, 1):

@@ -18,21 +18,20 @@ import torch
 
 from otfuse.align.balance import Balanced
 from otfuse.align.canonical import Canonical, canonical, cosines
-from otfuse.align.compared import Problem, Tensors
 from otfuse.align.descent import Descent, softened
 from otfuse.align.elements import Monomial, carried
 from otfuse.align.near import price, rotated
-from otfuse.align.observed import observed
+from otfuse.align.several import AmongMoments, AmongTensors
 from otfuse.align.spaces import Spaces
 from otfuse.align.starts import outward
 from otfuse.core.alignment import SpaceReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from otfuse.align.compared import State
-    from otfuse.align.descent import Found
     from otfuse.align.elements import Element
+    from otfuse.align.several import Among
     from otfuse.core.dataset import Dataset
     from otfuse.core.options import Aligned
     from otfuse.core.symmetry import Symmetry
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 LIKE, STAYING = 0.5, 0.9  # cosine of weights, and share of units that stay, from which models share a start
 _SWEEPS = 20
 _STILL = 1e-4
-_NOISE = {torch.float64: 1e-12, torch.float32: 1e-8}  # of the largest possible inner product, by what is worked in
 _NEARER = 0.99  # of what the exact group leaves between models; a larger group must leave less
 
 
@@ -79,6 +77,7 @@ class Aligner:
         self._sides, self._options, self._shares, self._data, self._tell = sides, options, tuple(weights), data, tell
         self._fixed, graph = dict(fixed or {}), sides[0].graph
         self.spreads: list[float] = []  # of all models about their mean, from three on, sweep by sweep
+        self._sources: list[_Source] = []
         self._told: list[str] = []
         self.names = tuple(n for n, first in graph.ties.items() if n == first and n not in aside)
         self._take(canonical(sides, "permutation"))  # costs nothing, and is enough to see a common start
@@ -93,12 +92,20 @@ class Aligner:
             self._widen(told)
         if options.softness and not self.shared:
             for k, source in enumerate(self._sources, 1):
-                source.state = softened(self._against(k, [0]), source.state, options.softness)
+                source.state = softened(self._tensors.against(k, [0], {}), source.state, options.softness)
 
     def _solve(self, told: Sequence[tuple[dict[str, float], bool]]) -> None:
-        self._sources = [self._aligned(k, *own) for k, own in enumerate(told, 1)]
-        if len(self._sources) > 1 and not self.shared and self._options.features == "weights":
-            self._together()
+        """All sources, one by one and then together; by what nodes compute first, where that is asked for."""
+        among: Among = self._tensors
+        if self._options.features == "activations" and not self.shared:
+            assert self._data is not None  # the recipe was checked
+            sides = [replace(s, weights=m.whole()) for s, m in zip(self._sides, self._models, strict=True)]
+            among = AmongMoments(sides, self.spaces, self._shares, self._data, self._telling("measure"))
+        self._sources = []
+        self._sources = [self._aligned(among, k, *own) for k, own in enumerate(told, 1)]
+        self.spreads = self._together(among)
+        if isinstance(among, AmongMoments) and among.seen != set(self.spaces.all):
+            self._complete(among.seen)
 
     def _widen(self, told: Sequence[tuple[dict[str, float], bool]]) -> None:
         """Rotations of streams that do not tolerate them exactly, kept if no carried source loses more than the tolerance."""
@@ -106,7 +113,6 @@ class Aligner:
         wide, names = rotated(form.found)
         if not names:
             return
-        self.spreads = []
         self._take(replace(form, found=wide))
         self._solve(told)
         if self._apart() < _NEARER * exact:  # a copy comes back exactly by the exact group
@@ -137,7 +143,8 @@ class Aligner:
         for model in self._models:
             model.scales = scales
             model.forget()
-        self._squares = [sum(scales[n] ** 2 * square for n, square in own.items()) for own in squares]
+        lengths = [sum(scales[n] ** 2 * square for n, square in own.items()) for own in squares]
+        self._tensors = AmongTensors(self._models, self.spaces, self._shares, lengths)
 
     def maps(self, number: int) -> State:
         """The elements that carry source ``number`` (from 0) in the anchor's own basis, by space id."""
@@ -173,50 +180,42 @@ class Aligner:
     # -- one source --------------------------------------------------------------------------------------------------
     def _is_shared(self, k: int, likeness: Mapping[str, float]) -> bool:
         """Whether a source shares a start with the anchor: weights alike in every space, and its units best left where they are."""
-        descent = self._descent(k)
+        descent = self._descent(self._tensors, k)
         alike = likeness and min(likeness.values()) >= LIKE and not self._fixed
         return bool(alike) and self._stay(descent, descent.identity())
 
-    def _descent(self, k: int, fixed: frozenset[str] = frozenset()) -> Descent:
-        return self._descending(self._against(k, [0]), (self._squares[0], self._squares[k]), fixed)
-
-    def _descending(
-        self, problem: Problem, squares: tuple[float, float], fixed: frozenset[str] = frozenset()
+    def _descent(
+        self, among: Among, k: int, others: Sequence[int] = (0,), fixed: frozenset[str] = frozenset()
     ) -> Descent:
-        return Descent(problem, squares, frozenset(self._fixed) | fixed, self._telling("align"))
+        problem = among.against(k, others, self._states())
+        return Descent(problem, among.squares(k), frozenset(self._fixed) | fixed, self._telling("align"))
+
+    def _states(self) -> dict[int, State]:
+        return {k: source.state for k, source in enumerate(self._sources, 1)}
 
     def _telling(self, stage: str) -> Callable[[int, int], None] | None:
         return None if self._tell is None else partial(self._tell, stage)
 
-    def _aligned(self, k: int, likeness: dict[str, float], shared: bool) -> _Source:  # noqa: FBT001
-        descent = self._descent(k)
+    def _aligned(self, among: Among, k: int, likeness: dict[str, float], shared: bool) -> _Source:  # noqa: FBT001
+        descent = self._descent(self._tensors if shared else among, k)
         start = descent.identity() | self._fixed
         if shared:
             return _Source(
                 start, likeness, (descent.distance(descent.problem.inner(start)),), converged=True, shared=True
             )
-        if self._options.features == "activations":
-            found = self._by_activations(k, start)
-            return _Source(found.state, likeness, found.trail, found.converged, shared=False)
         starts = [outward(descent, start)]
         if likeness and min(likeness.values()) >= LIKE:
             starts.append(start)
         found = min((descent.run(own) for own in starts), key=lambda f: f.trail[-1])
         return _Source(found.state, likeness, found.trail, found.converged, shared=False)
 
-    def _by_activations(self, k: int, start: State) -> Found:
-        """By what the nodes compute; spaces that no node shows by their weights, when the others are known."""
-        assert self._data is not None  # the recipe was checked
-        pair = [replace(self._sides[i], weights=self._models[i].whole()) for i in (0, k)]
-        problem = observed(pair[0], pair[1], self.spaces, self._data, self._telling("measure"))
-        squares = float(len(problem.names)), float(len(problem.names))
-        descent = self._descending(problem, squares)
-        found = descent.run(outward(descent, start))
-        seen = {key for key, own in problem.spaces.places.items() if own}
-        if seen == set(self.spaces.all):
-            return found
-        rest = self._descent(k, frozenset(seen))
-        return replace(found, state=rest.run(outward(rest, found.state)).state)
+    def _complete(self, seen: frozenset[str]) -> None:
+        """Spaces that no node shows, by their weights, now that the others are known."""
+        for k, source in enumerate(self._sources, 1):
+            if not source.shared:
+                rest = self._descent(self._tensors, k, fixed=seen)
+                source.state = rest.run(outward(rest, source.state)).state
+        self._together(self._tensors, seen)
 
     def _stay(self, descent: Descent, start: State) -> bool:
         """Whether the units of every space that is assigned stay in place, nearly all."""
@@ -230,70 +229,32 @@ class Aligner:
                         return False
         return True
 
-    def _against(self, k: int, others: Sequence[int]) -> Problem:
-        """Source ``k`` against the weighted mean of others, carried as they are by now (0 is the anchor)."""
-
-        def read(name: str) -> Iterator[Tensors]:
-            for parts in zip(*(self._models[i].parts(name) for i in (*others, k)), strict=True):
-                yield Tensors(self._mean(name, others, parts[:-1]), parts[-1])
-
-        return Problem(self.spaces, self._models[0].names, read, _NOISE[self._models[0].dtype])
-
-    def _mean(self, name: str, others: Sequence[int], parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        if list(others) == [0]:
-            return parts[0]
-        total = sum(self._shares[i] for i in others)
-        terms = [self._shares[i] / total * self._carried(name, i, part) for i, part in zip(others, parts, strict=True)]
-        mean = terms[0]
-        for term in terms[1:]:
-            mean = mean + term
-        return mean
-
-    def _carried(self, name: str, i: int, part: torch.Tensor) -> torch.Tensor:
-        return (
-            part
-            if i == 0
-            else carried(part, [(place, self._sources[i - 1].state[key]) for key, place in self.spaces.at[name]])
-        )
-
     # -- several sources -----------------------------------------------------------------------------------------------
-    def _together(self) -> None:
-        """Each source to the mean of the others, in turn (nearest to the anchor first), while their spread falls.
+    def _together(self, among: Among, fixed: frozenset[str] = frozenset()) -> list[float]:
+        """Each source to the mean of the others, in turn (nearest to the anchor first), while their spread falls: its trail.
 
         The spread ``sum_ij w_i w_j |C_i - C_j|^2`` never grows: each step is a descent on the part of it that one source has.
         """
         order = sorted(range(1, len(self._sides)), key=lambda k: self._sources[k - 1].trail[-1])
         order = [k for k in order if self._shares[k] > 0 and not self._sources[k - 1].shared]
+        if len(self._sources) == 1 or not order:
+            return []
+        spreads = [among.spread(self._states())]
         for _ in range(_SWEEPS):
-            self.spreads.append(self._spread())
             for k in order:
-                others = [i for i in (0, *order) if i != k and self._shares[i] > 0]
-                if not others:
-                    continue
-                problem, source = self._against(k, others), self._sources[k - 1]
-                descent = self._descending(problem, (self._squares[0], self._squares[k]))
-                source.state = descent.run(source.state, rounds=2).state
-            if self.spreads[-1] - self._spread() <= _STILL * self.spreads[-1]:
+                if others := [i for i in (0, *order) if i != k and self._shares[i] > 0]:
+                    source = self._sources[k - 1]
+                    source.state = self._descent(among, k, others, fixed).run(source.state, rounds=2).state
+            spreads.append(among.spread(self._states()))
+            if spreads[-2] - spreads[-1] <= _STILL * spreads[-2]:
                 break
-        self.spreads.append(self._spread())
-
-    def _spread(self) -> float:
-        """``sum_i w_i |C_i - mean|^2``, the same as the sum over pairs."""
-        every, total = [i for i, share in enumerate(self._shares) if share > 0], 0.0
-        for name in self._models[0].names:
-            for parts in zip(*(self._models[i].parts(name) for i in every), strict=True):
-                terms = [self._carried(name, i, part) for i, part in zip(every, parts, strict=True)]
-                mean = self._mean(name, every, parts)
-                total += sum(
-                    self._shares[i] * float((term - mean).square().sum()) for i, term in zip(every, terms, strict=True)
-                )
-        return total
+        return spreads
 
     # -- what the report tells -------------------------------------------------------------------------------------------
     def reports(self, number: int) -> tuple[SpaceReport, ...]:
         """Per space the squared distance of the tensors that it touches, as a share of the anchor's, before and after."""
         source, k = self._sources[number], number + 1
-        problem = self._against(k, [0])
+        problem = self._tensors.against(k, [0], {})
         ends: list[dict[str, float]] = []
         identity = Descent(problem, (1.0, 1.0)).identity()
         for state in (identity, source.state):

@@ -66,7 +66,9 @@ def cost(pairs: Sequence[Pair], options: Aligned, operators: int) -> Cost:
             if n.observation is not None
             and n.kind in (NodeKind.NORM, NodeKind.LINEAR, NodeKind.ACTIVATION, NodeKind.PRODUCT, NodeKind.ATTENTION)
         ]
-        memory += 8 * sum(size * size for size in nodes) * 2
+        memory += (
+            8 * sum(size * size for size in nodes) * (sources * (sources + 1) // 2 + 1)
+        )  # of every pair, and a mean
     return Cost(
         memory,
         3.0 * USUAL * along * sources * width / 8,

@@ -7,42 +7,37 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from otfuse.align.compared import Moments, Problem
 from otfuse.align.elements import Place
 from otfuse.core.graph import NodeKind
-from otfuse.errors import DataError
 from otfuse.measure.observe import RowFilter
-from otfuse.measure.probe import Side, pair_moments
+from otfuse.measure.probe import pair_moments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from otfuse.align.spaces import Spaces
     from otfuse.core.dataset import Dataset
     from otfuse.core.graph import FlowGraph, FlowNode
+    from otfuse.measure.probe import Side
 
 _COMPARED = (NodeKind.NORM, NodeKind.ACTIVATION, NodeKind.PRODUCT, NodeKind.ATTENTION, NodeKind.LINEAR)
 _STANDARD = (NodeKind.ACTIVATION, NodeKind.PRODUCT)  # every unit by its own deviation: no map mixes them
 
 
-def observed(
+def cross_moments(
     anchor: Side,
     source: Side,
-    spaces: Spaces,
+    names: Iterable[str],
     data: Dataset,
     tell: Callable[[int, int], None] | None = None,
-) -> Problem:
-    """The problem of aligning the values of both models' nodes on the same inputs, each node as large as any other.
+) -> dict[str, torch.Tensor]:
+    """``[anchor units, source units]`` of the values of nodes ``@index`` on the same inputs, as if of tables of length one.
 
     ``anchor`` and ``source`` have canonical, balanced weights. Values are taken about their means, but for those of norms, whose
-    means are part of what is read. Raises DataError if no space can be observed.
+    means are part of what is read.
     """
-    where = places_at(anchor.graph, spaces)
-    nodes = sorted({int(p.tensor[1:]) for own in where.values() for p in own})
-    if not nodes:
-        raise DataError("aligned.features activations: no value of this model shows its units; use features: weights")
-    found = pair_moments(anchor, source, data, nodes, RowFilter("all", "skip"), tell)
-    tables: dict[str, list[Moments]] = {}
+    found = pair_moments(anchor, source, data, [int(name[1:]) for name in names], RowFilter("all", "skip"), tell)
+    tables: dict[str, torch.Tensor] = {}
     for index, moments in found.items():
         node = anchor.graph.nodes[index]
         if node.kind in _STANDARD and moments.rows > 1:
@@ -53,8 +48,8 @@ def observed(
             means = moments.anchor_mean, moments.source_mean
             squares = [q + moments.rows * m.square() for q, m in zip(squares, means, strict=True)]
         size = float(squares[0].sum() * squares[1].sum()) ** 0.5
-        tables[f"@{index}"] = [Moments(cross / size if size > 0 else cross)]
-    return Problem(spaces.elsewhere(where), tables, tables.__getitem__)
+        tables[f"@{index}"] = cross / size if size > 0 else cross
+    return tables
 
 
 def places_at(graph: FlowGraph, spaces: Spaces) -> dict[str, list[Place]]:
