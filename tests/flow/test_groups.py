@@ -40,6 +40,7 @@ EXPECTED = {
     "qwen3": {k: v for k, v in GATED.items() if k != "query-key"},
     "gemma": GATED | {"stream": {S}},
     "mixtral": GATED | {"experts": {P}},
+    "deepseek_v3": PRE | {"stream": {O}, "query-key": {TURN, GL}, "units": {SCALE, O}, "experts": {P}},
     "gptj_interleaved": PRE | {"query-key": {TURN, GL}},
     "t5": PRE | {"stream": {S}, "units": {POS}},
     "t5 untied": PRE | {"stream": {O}, "units": {POS}},

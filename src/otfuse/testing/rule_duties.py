@@ -33,6 +33,7 @@ def pins() -> Iterator[RuleCase]:
     yield through("sort", lambda _, h: h.sort(-1).indices.to(h.dtype), "")
     yield through("roll", lambda _, h: h.roll(1, -1), "")
     yield through("gather", lambda _, h: h.gather(1, torch.tensor([[1, 4]]).expand(3, 2)), "", leave=2)
+    yield through("scatter", lambda _, h: A.scatter(h, 1, torch.tensor([[1, 4]]).expand(3, 2), 0.5), "")
     yield through("index_put", lambda _, h: A.index_put(h, [None, torch.tensor([1, 3])], torch.tensor(0.5)), "")
     yield through("index_put", lambda _, h: A.index_put(torch.zeros_like(h), [torch.tensor([2, 0, 1])], torch.tanh(h)))
     there = torch.tensor([[False, True, True]] * 3)[..., None]
@@ -63,6 +64,7 @@ def ties() -> Iterator[RuleCase]:
         ("masked_scatter", lambda h, new: A.masked_scatter(h, there[..., None], new)),
         ("masked_scatter_", lambda h, new: A.masked_scatter_(h.clone(), there[..., None].expand_as(h), new)),
         ("index_put", lambda h, new: A.index_put(h, [there], new[:, 1:3].flatten(0, 1)[:5])),
+        ("scatter", lambda h, new: A.scatter(h, 1, torch.tensor([1, 3])[None, :, None].expand(3, 2, 6), new[:, 1:3])),
     ):
 
         def joined(m: Any, h: Tensor, write: Callable[[Tensor, Tensor], Tensor] = write) -> Tensor:
@@ -114,6 +116,7 @@ def beside_heads() -> Iterator[RuleCase]:
     yield kept("topk", lambda v: v.topk(3, 1).values)
     yield kept("sort", lambda v: v.sort(1).values)
     yield kept("gather", lambda v: v.gather(1, turned[None, :, None].expand(3, 3, 2)))
+    yield kept("scatter", lambda v: A.scatter(torch.zeros_like(v), 1, turned[None, :, None].expand(3, 3, 2), v.tanh()))
     yield kept("index", lambda v: v[:, turned])
     yield kept("index_put", lambda v: A.index_put(torch.zeros_like(v), [None, turned], torch.tanh(v)))
     there = torch.tensor([[False, True, True]] * 3)
@@ -136,6 +139,20 @@ def chosen() -> Iterator[RuleCase]:
 
     yield kept("index", lambda m, number: m.bias[number], "1x4 1x9/4")
     yield kept("embedding", lambda m, number: functional.embedding(number.flip(1), m.bias), "1x4 1x9")
+    wide = lambda number: number.reshape(12, 1).expand(12, 9)  # noqa: E731
+    yield kept("gather", lambda m, number: m.bias.gather(0, wide(number)).view(6, 2, 9), "1x4 1x9/4")
+    yield kept("gather", lambda m, number: m.bias.gather(0, wide(number.flip(1))).view(6, 2, 9), "1x4 1x9")
+    for name, step in (
+        ("gather", lambda score, number: score.gather(1, number)),
+        ("scatter", lambda score, number: score * A.scatter(torch.zeros_like(score), 1, number, 2.0)),
+    ):
+        layers = {"a": dense(7, 4), "b": dense(7, 4)}
+
+        def scored(m: Any, x: Tensor, step: Callable[[Tensor, Tensor], Tensor] = step) -> Tensor:
+            """Scores read, or masked, by which are the largest of others."""
+            return step(torch.tanh(m.b(x)), m.a(x).topk(2, -1).indices).sum(1, keepdim=True)
+
+        yield plain(name, layers, scored, "1x4", lambda: normal(6, 7), {})
 
 
 def _heads(h: Tensor) -> Tensor:

@@ -40,16 +40,36 @@ def _of_member(space: Space, member: Member, keys: set[Place]) -> Iterator[Slot]
 
 
 def key_places(graph: FlowGraph) -> set[Place]:
-    """Everything that makes a key: there a map acts by its inverse, for queries meet keys."""
+    """Everything that makes a key: there a map acts by its inverse, for queries meet keys.
+
+    Where the graph lost sight of what makes the keys (parts of several layers joined), it is what shares a space with the queries.
+    """
     found = set[Place]()
     for node in graph.nodes:
-        for reading in node.readings if node.kind is NodeKind.ATTENTION else ():
-            if reading.role != "key":
-                continue
+        if node.kind is NodeKind.ATTENTION:
+            queries, keys = _makers(graph, node, "query"), _makers(graph, node, "key")
+            found |= keys or _meeting(graph, queries)
+    return found
+
+
+def _makers(graph: FlowGraph, attention: FlowNode, role: str) -> set[Place]:
+    found = set[Place]()
+    for reading in attention.readings:
+        if reading.role == role:
             made, used = graph.nodes[reading.node], np.unique(reading.units[reading.units >= 0])
             while made.kind in _KEEPING and made.readings:
                 made = graph.nodes[made.readings[0].node]
             found |= _written(made, used)
+    return found
+
+
+def _meeting(graph: FlowGraph, queries: set[Place]) -> set[Place]:
+    """The other places of query-key spaces that these queries have a place in."""
+    found = set[Place]()
+    for space in graph.spaces:
+        if space.kind == "query-key":
+            own = {(m.tensor, m.axis, int(i)) for m in space.members for i in m.positions.reshape(-1)}
+            found |= own - queries if own & queries else set()
     return found
 
 

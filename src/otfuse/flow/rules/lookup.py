@@ -25,7 +25,7 @@ def embedding(op: Op) -> Any:
     """``v d, ... -> ... d``."""
     table, index = op.value(0), op.value(1)
     op.roles(table, Role.PRODUCES)
-    if index.points is not None and op.algebra.size(index.points) == op.algebra.size(table.axes[0]):
+    if _points_into(op, index, table.axes[0]):
         axis = op.algebra.unify(table.axes[0], index.points)
         op.choose(origin(argument(op.node, 1, "indices")), axis, index.axes, table.axes[1:])
     else:
@@ -41,7 +41,7 @@ def index(op: Op) -> Any:
     if not all(isinstance(given[i], Value) for i in places):
         return UNKNOWN
     points = given[places[0]].points
-    if len(places) == 1 and points is not None and op.algebra.size(points) == op.algebra.size(x.axes[places[0]]):
+    if len(places) == 1 and _points_into(op, given[places[0]], x.axes[places[0]]):
         axis = op.algebra.unify(x.axes[places[0]], points)  # weights of the expert that each row was sent to
         op.choose(
             origin(argument(op.node, 1, "indices")[places[0]]),
@@ -60,13 +60,17 @@ def index(op: Op) -> Any:
 @rule("gather", "index_select", "take_along_dim", family=Family.LOOKUP)
 def gather(op: Op) -> Any:
     """Reading along one dimension; the other dimensions agree."""
-    x, dim, places = op.value(0), op.arg(1), op.arg(2)
+    x, dim, places, asked = op.value(0), op.arg(1), op.arg(2), argument(op.node, 2, "index")
     spread = -1
     if op.name == "take_along_dim":  # the one that takes the numbers first, and spreads them
-        dim, places, spread = places, dim, 1
+        dim, places, spread, asked = places, dim, 1, argument(op.node, 1, "indices")
     dim %= len(x.axes)
-    op.mix(x, [dim])
-    op.algebra.pin(x.axes[dim], "indexed")
+    if _points_into(op, places, x.axes[dim]):  # the weights of the experts that were chosen
+        axis = op.algebra.unify(x.axes[dim], places.points)
+        op.choose(origin(asked), axis, places.axes, [a for i, a in enumerate(x.axes) if i != dim])
+    else:
+        op.mix(x, [dim])
+        op.algebra.pin(x.axes[dim], "indexed")
     if op.name == "index_select":
         axis = places.axes[0] if places.axes else ()
         return x.with_axes((*x.axes[:dim], axis, *x.axes[dim + 1 :]))
@@ -78,6 +82,26 @@ def gather(op: Op) -> Any:
         elif i != dim:  # it may read less of them than there is
             axes[i] = op.algebra.unify(op.algebra.slice(x.axes[i], 0, size), own)
     return Value(tuple(axes), x.derived)
+
+
+@rule("scatter", "scatter_", family=Family.PLACED)
+def scattered(op: Op) -> Any:
+    """Writing along one dimension by number, one value or a tensor's; the axis moves with numbers that point into it."""
+    x, places, written = op.value(0), op.value(2), op.arg(3)
+    dim = op.arg(1) % len(x.axes)
+    values = written.axes if isinstance(written, Value) else places.axes
+    op.mix(x, [dim])
+    op.mix(Value(values), [dim])
+    if _points_into(op, places, x.axes[dim]):  # a mask of the experts that were chosen
+        op.algebra.unify(x.axes[dim], places.points)
+    else:
+        op.algebra.pin(x.axes[dim], "indexed")
+    for i, own in enumerate(x.axes):
+        if i != dim:
+            for other in (places.axes[i], values[i]):
+                op.algebra.unify(op.algebra.slice(own, 0, op.algebra.size(other)), other)
+    op.algebra.unify(op.algebra.slice(values[dim], 0, op.algebra.size(places.axes[dim])), places.axes[dim])
+    return Value(x.axes, x.derived or places.derived or (isinstance(written, Value) and written.derived))
 
 
 @rule("index_put", "index_put_", family=Family.PLACED)
@@ -129,6 +153,11 @@ def masked_scatter(op: Op) -> Any:
         op.algebra.pin(op.algebra.unify(x.axes[i], padded[i]), "indexed")
     op.algebra.pin(rows, "indexed")
     return Value((*x.axes[:-1], op.algebra.unify(x.axes[-1], units)), x.derived or written.derived)
+
+
+def _points_into(op: Op, numbers: Value, axis: Axis) -> bool:
+    """Whether numbers were chosen along an axis of that length."""
+    return numbers.points is not None and op.algebra.size(numbers.points) == op.algebra.size(axis)
 
 
 def _indexed(x: Value, places: Sequence[int], rows: Sequence[Axis]) -> list[Axis]:
