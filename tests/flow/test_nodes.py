@@ -27,6 +27,7 @@ LEFT = {  # stored tensors that are no piece of a node: they shift scores, or ch
     "clip": "logit_scale",
     "mixtral": ".mlp.",
     "qwen3_moe": ".mlp.",
+    "deepseek_v3": ".mlp.",
     "llava_next": "image_newline",  # a stored token behind every row of an image: carried by the maps of its space
     "mllama": "vision_model",  # a table of tiles times units, added to the stream, is not followed: a note tells
 }
@@ -299,3 +300,20 @@ def test_a_formula_is_an_activation_only_where_every_unit_meets_itself(formula, 
     graph = otfuse.trace(Written(formula), (torch.randn(3, 7),))
     reading = next(n for n in graph.nodes if n.name == "leave").readings[0]
     assert graph.nodes[reading.node].kind.value == kind
+
+
+def test_sums_within_a_layer_make_no_stream():
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.up, self.down, self.leave = (
+                nn.Linear(*sizes) for sizes in ((7, 6), (6, 9), (9, 6), (6, 5))
+            )
+
+        def forward(self, x):
+            x = self.enter(x)
+            h = self.up(x)
+            return self.leave(x + self.down(h * torch.sigmoid(h) + 0.5 * torch.tanh(h)))
+
+    found = otfuse.trace(Inner(), (torch.randn(3, 7),))
+    assert {(s.kind, s.size) for s in found.spaces if s.pinned is None} == {("stream", 6), ("units", 9)}

@@ -11,7 +11,7 @@ from otfuse.flow.layers.freeze import flow_nodes
 from otfuse.flow.rules.interpret import interpret
 from otfuse.flow.spaces.build import Holds, SpaceBuilder
 from otfuse.flow.spaces.ignorance import refuse_ignorance
-from otfuse.flow.spaces.uses import as_stream, as_used, uses_of
+from otfuse.flow.spaces.uses import as_stream, as_used, streams_of, uses_of
 from otfuse.program.inputs import examples
 from otfuse.program.run import Questions
 
@@ -46,7 +46,7 @@ def derive(program: Program, *, holds: Holds = lambda trials: [None] * len(trial
     nodes = flow_nodes(program, facts, by_leaf, reach)
 
     uses = uses_of(nodes)
-    streams = {space for node in nodes if node.kind is NodeKind.JUNCTION for space in node.written_spaces}
+    streams = streams_of(nodes)
     graph = FlowGraph(
         spaces=tuple(as_stream(as_used(draft.space, uses), streams) for draft in drafts),
         nodes=nodes,

@@ -145,6 +145,7 @@ def chosen() -> Iterator[RuleCase]:
     for name, step in (
         ("gather", lambda score, number: score.gather(1, number)),
         ("scatter", lambda score, number: score * A.scatter(torch.zeros_like(score), 1, number, 2.0)),
+        ("cat", lambda score, number: score.gather(1, torch.cat([number, number.flip(1)], 1))),
     ):
         layers = {"a": dense(7, 4), "b": dense(7, 4)}
 

@@ -40,36 +40,46 @@ def _of_member(space: Space, member: Member, keys: set[Place]) -> Iterator[Slot]
 
 
 def key_places(graph: FlowGraph) -> set[Place]:
-    """Everything that makes a key: there a map acts by its inverse, for queries meet keys.
+    """Everything in a query-key space that makes a key: there a map acts by its inverse, for queries meet keys.
 
     Where the graph lost sight of what makes the keys (parts of several layers joined), it is what shares a space with the queries.
     """
-    found = set[Place]()
-    for node in graph.nodes:
-        if node.kind is NodeKind.ATTENTION:
-            queries, keys = _makers(graph, node, "query"), _makers(graph, node, "key")
-            found |= keys or _meeting(graph, queries)
-    return found
-
-
-def _makers(graph: FlowGraph, attention: FlowNode, role: str) -> set[Place]:
-    found = set[Place]()
-    for reading in attention.readings:
-        if reading.role == role:
-            made, used = graph.nodes[reading.node], np.unique(reading.units[reading.units >= 0])
-            while made.kind in _KEEPING and made.readings:
-                made = graph.nodes[made.readings[0].node]
-            found |= _written(made, used)
-    return found
-
-
-def _meeting(graph: FlowGraph, queries: set[Place]) -> set[Place]:
-    """The other places of query-key spaces that these queries have a place in."""
+    attentions = [node for node in graph.nodes if node.kind is NodeKind.ATTENTION]
+    queries, keys = (
+        {place for node in attentions for place in _makers(graph, node, role)} for role in ("query", "key")
+    )
     found = set[Place]()
     for space in graph.spaces:
         if space.kind == "query-key":
             own = {(m.tensor, m.axis, int(i)) for m in space.members for i in m.positions.reshape(-1)}
-            found |= own - queries if own & queries else set()
+            found |= own & keys or (own - queries if own & queries else set())
+    return found
+
+
+def _makers(graph: FlowGraph, attention: FlowNode, role: str) -> set[Place]:
+    """Where the layers write that the queries, or the keys, of an attention are read from."""
+    found = set[Place]()
+    for reading in attention.readings:
+        if reading.role != role:
+            continue
+        made, used = graph.nodes[reading.node], np.unique(reading.units[reading.units >= 0])
+        while made.kind in _KEEPING and made.readings:
+            made = graph.nodes[made.readings[0].node]
+        found |= _written(made, used)
+        for index in _behind(graph, made):  # which of its units come from where is not known
+            found |= _written(graph.nodes[index])
+    return found
+
+
+def _behind(graph: FlowGraph, made: FlowNode) -> set[int]:
+    """What an opaque node reads, through others that are opaque or keep their units."""
+    found, open_nodes = set[int](), [made] if made.kind is NodeKind.OPAQUE else []
+    while open_nodes:
+        for reading in open_nodes.pop().readings:
+            if reading.node not in found:
+                found.add(reading.node)
+                node = graph.nodes[reading.node]
+                open_nodes += [node] if node.kind in (NodeKind.OPAQUE, *_KEEPING) else []
     return found
 
 

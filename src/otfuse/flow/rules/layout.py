@@ -131,12 +131,13 @@ def repeat_interleave(op: Op) -> Any:
 
 @rule("cat", "concat", "concatenate", family=Family.LAYOUT)
 def cat(op: Op) -> Any:
-    """A sum along one dimension; the others are the same units."""
+    """A sum along one dimension; the others are the same units. Numbers that all point into one axis still do."""
     parts, rank = [v for v in op.arg(0) if not (len(v.axes) == 1 and len(op.shape) > 1)], len(op.shape)
     dim = op.arg(1, "dim", 0) % rank
     axes = [op.unify([p.axes[i] for p in parts]) if i != dim else () for i in range(rank)]
     axes[dim] = op.algebra.concat([p.axes[dim] for p in parts])
-    return Value(tuple(axes), any(p.derived for p in parts))
+    into = {None if p.points is None else tuple(op.algebra.leaves(p.points)) for p in parts}
+    return Value(tuple(axes), any(p.derived for p in parts), parts[0].points if len(into) == 1 else None)
 
 
 @rule("stack", family=Family.LAYOUT)
