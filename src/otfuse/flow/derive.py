@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from otfuse.core.graph import FlowGraph, NodeKind, unreached
+from otfuse.core.graph import FlowGraph, unreached
 from otfuse.flow.follow.reach import Reach
 from otfuse.flow.layers.freeze import flow_nodes
 from otfuse.flow.rules.interpret import interpret

@@ -139,9 +139,8 @@ def chosen() -> Iterator[RuleCase]:
 
     yield kept("index", lambda m, number: m.bias[number], "1x4 1x9/4")
     yield kept("embedding", lambda m, number: functional.embedding(number.flip(1), m.bias), "1x4 1x9")
-    wide = lambda number: number.reshape(12, 1).expand(12, 9)  # noqa: E731
-    yield kept("gather", lambda m, number: m.bias.gather(0, wide(number)).view(6, 2, 9), "1x4 1x9/4")
-    yield kept("gather", lambda m, number: m.bias.gather(0, wide(number.flip(1))).view(6, 2, 9), "1x4 1x9")
+    wide = torch.Size((12, 9))
+    yield kept("gather", lambda m, n: m.bias.gather(0, n.reshape(12, 1).expand(wide)).view(6, 2, 9), "1x4 1x9")
     for name, step in (
         ("gather", lambda score, number: score.gather(1, number)),
         ("scatter", lambda score, number: score * A.scatter(torch.zeros_like(score), 1, number, 2.0)),

@@ -25,8 +25,7 @@ def embedding(op: Op) -> Any:
     """``v d, ... -> ... d``."""
     table, index = op.value(0), op.value(1)
     op.roles(table, Role.PRODUCES)
-    if _points_into(op, index, table.axes[0]):
-        axis = op.algebra.unify(table.axes[0], index.points)
+    if (axis := _pointed(op, index, table.axes[0])) is not None:
         op.choose(origin(argument(op.node, 1, "indices")), axis, index.axes, table.axes[1:])
     else:
         op.algebra.pin(table.axes[0], "lookup")
@@ -40,9 +39,8 @@ def index(op: Op) -> Any:
     places = [i for i, t in enumerate(given) if t is not None]
     if not all(isinstance(given[i], Value) for i in places):
         return UNKNOWN
-    points = given[places[0]].points
-    if len(places) == 1 and _points_into(op, given[places[0]], x.axes[places[0]]):
-        axis = op.algebra.unify(x.axes[places[0]], points)  # weights of the expert that each row was sent to
+    axis = _pointed(op, given[places[0]], x.axes[places[0]]) if len(places) == 1 else None
+    if axis is not None:  # weights of the expert that each row was sent to
         op.choose(
             origin(argument(op.node, 1, "indices")[places[0]]),
             axis,
@@ -60,16 +58,13 @@ def index(op: Op) -> Any:
 @rule("gather", "index_select", "take_along_dim", family=Family.LOOKUP)
 def gather(op: Op) -> Any:
     """Reading along one dimension; the other dimensions agree."""
-    x, dim, places, asked = op.value(0), op.arg(1), op.arg(2), argument(op.node, 2, "index")
+    x, dim, places = op.value(0), op.arg(1), op.arg(2)
     spread = -1
     if op.name == "take_along_dim":  # the one that takes the numbers first, and spreads them
-        dim, places, spread, asked = places, dim, 1, argument(op.node, 1, "indices")
+        dim, places, spread = places, dim, 1
     dim %= len(x.axes)
-    if _points_into(op, places, x.axes[dim]):  # the weights of the experts that were chosen
-        axis = op.algebra.unify(x.axes[dim], places.points)
-        op.choose(origin(asked), axis, places.axes, [a for i, a in enumerate(x.axes) if i != dim])
-    else:
-        op.mix(x, [dim])
+    op.mix(x, [dim])
+    if _pointed(op, places, x.axes[dim]) is None:  # else scores of the experts that were chosen
         op.algebra.pin(x.axes[dim], "indexed")
     if op.name == "index_select":
         axis = places.axes[0] if places.axes else ()
@@ -92,9 +87,7 @@ def scattered(op: Op) -> Any:
     values = written.axes if isinstance(written, Value) else places.axes
     op.mix(x, [dim])
     op.mix(Value(values), [dim])
-    if _points_into(op, places, x.axes[dim]):  # a mask of the experts that were chosen
-        op.algebra.unify(x.axes[dim], places.points)
-    else:
+    if _pointed(op, places, x.axes[dim]) is None:  # else a mask of the experts that were chosen
         op.algebra.pin(x.axes[dim], "indexed")
     for i, own in enumerate(x.axes):
         if i != dim:
@@ -155,9 +148,11 @@ def masked_scatter(op: Op) -> Any:
     return Value((*x.axes[:-1], op.algebra.unify(x.axes[-1], units)), x.derived or written.derived)
 
 
-def _points_into(op: Op, numbers: Value, axis: Axis) -> bool:
-    """Whether numbers were chosen along an axis of that length."""
-    return numbers.points is not None and op.algebra.size(numbers.points) == op.algebra.size(axis)
+def _pointed(op: Op, numbers: Value, axis: Axis) -> Axis | None:
+    """The axis that numbers were chosen along, if it has that length, as one with the axis; else None."""
+    if numbers.points is None or op.algebra.size(numbers.points) != op.algebra.size(axis):
+        return None
+    return op.algebra.unify(axis, numbers.points)
 
 
 def _indexed(x: Value, places: Sequence[int], rows: Sequence[Axis]) -> list[Axis]:
