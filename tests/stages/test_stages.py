@@ -223,3 +223,13 @@ def test_orders_by_recipe():
     assert (acts.name, acts.start.aligned.features, acts.stages) == ("aligned-acts", "activations", ("calibrated",))
     anchor = read({"scheme": "distilled", "distilled": {"start": "anchor"}})
     assert order.order(anchor) == Order(None, "anchor", ("distilled",))
+
+
+def test_auto_trains_a_parent_where_nothing_can_be_calibrated(vits):
+    wider = tiny.build("vit", 1, layers=1, hidden=24)
+    options = {"auto.steps": 1, "distilled.learning_rate": 1e-12}
+    made = fuse([vits[0], wider], MANY, "auto", **options)
+    assert any(note.startswith("nothing was calibrated: the models differ in size") for note in made.report.notes)
+    assert any(note.startswith("distilled from ViTForImageClassification 0: its") for note in made.report.notes)
+    for name, tensor in vits[0].state_dict().items():
+        torch.testing.assert_close(made.model.state_dict()[name], tensor, atol=1e-6, rtol=0)

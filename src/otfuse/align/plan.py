@@ -126,7 +126,8 @@ def _seconds(pairs: Sequence[Pair], recipe: Recipe, task: Task, problems: Sequen
     values, dense = sum(map(prod, shapes.values())), recipe.otfusion.solver == "sinkhorn"
     if recipe.scheme == "aligned":
         cost = aligned_plan.cost(pairs, recipe.aligned, len(side.program.graph.nodes))
-        seen = task.examples * places(side.program) * 4 * values * len(pairs)
+        meetings = len(pairs) * (len(pairs) + 1) // 2  # every two models are run together once
+        seen = task.examples * places(side.program) * 4 * values * meetings
         python += cost.python
         moved = cost.moved + 4 * _PLAIN_PASSES * values * len(pairs) + (4 * _GATE_PASSES * values if task.verify else 0)
         return python / rates.python + seen / rates.single + cost.double / rates.double + moved / rates.memory

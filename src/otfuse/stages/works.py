@@ -59,20 +59,21 @@ def distilled(run: Staged, weights: Weights) -> Weights | None:
 def _nearest(run: Staged, weights: Weights) -> Weights:
     """What `auto` trains: what it has made, unless a parent is far nearer to what all of them predict together.
 
-    A parent is itself a part of that mean, and mostly was trained on these inputs: a fair judge would find it less near.
+    A parent is itself a part of that mean, and mostly was trained on these inputs: a fair judge would find it less near. An average
+    that could not be calibrated (sizes differ) is a worse start than a parent, near or not.
     """
-    if not _alike(run):
-        return weights
-    found = [{name: side.weights[name] for name in weights} for side in run.sides]
-    gaps, ours = [run.departure(theirs) for theirs in found], run.departure(weights)
-    best = min(range(len(gaps)), key=gaps.__getitem__)
-    if gaps[best] * _NEARER >= ours:
+    anchor = run.sides[0]
+    fit = [i for i, side in enumerate(run.sides) if same_steps(anchor.program, side.program)]  # they can stand in the anchor
+    found = {i: {name: run.sides[i].weights[name] for name in weights} for i in fit}
+    gaps, ours = {i: run.departure(theirs) for i, theirs in found.items()}, run.departure(weights)
+    best = min(fit, key=gaps.__getitem__)
+    if _alike(run) and gaps[best] * _NEARER >= ours:
         return weights
     run.note(
         f"distilled from {run.parents[best].name}: its divergence from the parents' mean prediction on held-back inputs is {gaps[best]:.4g}, "
         f"that of what was made of all {ours:.4g}"
     )
-    unread = set(run.sides[0].graph.unread)  # what no prediction reads stays the anchor's
+    unread = set(anchor.graph.unread)  # what no prediction reads stays the anchor's
     return {name: own if name in unread else found[best][name].to(own.dtype) for name, own in weights.items()}
 
 
