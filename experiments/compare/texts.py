@@ -21,11 +21,7 @@ from torch import nn
 
 from otfuse.core.dataset import Dataset
 
-WINDOW, TOKENS, VOCABULARY = 64, 1536, 512  # tokens of a window and of a training step
-STEPS = {
-    "bert": 4000
-}  # it learns from 15 % of the tokens, and nothing but how often they come in the first 1,500 steps
-FEWER = 700  # of all others
+WINDOW, TOKENS, VOCABULARY, STEPS = 64, 1536, 512, 700  # tokens of a window and of a training step
 MASK = PAD = VOCABULARY  # the first of two tokens that no text has; the other ends
 HIDDEN = 0.15  # share of tokens that a masked model has to guess
 ONE, TWO = ("documentation", "documentation"), ("documentation", "source")
@@ -101,16 +97,15 @@ def _language(kind: str, text: str, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(500 + seed)
         made: Any = CLASSES[kind](_config(kind)).eval()
-    steps = STEPS.get(kind, FEWER)
-    path = known.KEPT / f"{kind}-{text}-{seed}-{steps}.safetensors"
+    path = known.KEPT / f"{kind}-{text}-{seed}-{STEPS}.safetensors"
     if path.exists():
         made.load_state_dict(load_file(path), strict=False)
         made.tie_weights()
         return made  # type: ignore[no-any-return]
     tokens, chance = _texts()[text][0], torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(made.parameters(), lr=3e-3, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps, pct_start=0.1)
-    for _ in range(steps):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=STEPS, pct_start=0.1)
+    for _ in range(STEPS):
         starts = torch.randint(0, len(tokens) - WINDOW, (TOKENS // WINDOW, 1), generator=chance)
         loss = made(**_read(kind, tokens[starts + torch.arange(WINDOW)], chance)).loss
         optimiser.zero_grad()
