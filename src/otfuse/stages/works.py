@@ -63,7 +63,7 @@ def _nearest(run: Staged, weights: Weights) -> Weights:
     that could not be calibrated (sizes differ) is a worse start than a parent, near or not.
     """
     anchor = run.sides[0]
-    fit = [i for i, side in enumerate(run.sides) if same_steps(anchor.program, side.program)]  # they can stand in the anchor
+    fit = [i for i, side in enumerate(run.sides) if same_steps(anchor.program, side.program)]  # can stand in it
     found = {i: {name: run.sides[i].weights[name] for name in weights} for i in fit}
     gaps, ours = {i: run.departure(theirs) for i, theirs in found.items()}, run.departure(weights)
     best = min(fit, key=gaps.__getitem__)
