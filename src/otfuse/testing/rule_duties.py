@@ -34,6 +34,7 @@ def pins() -> Iterator[RuleCase]:
     yield through("roll", lambda _, h: h.roll(1, -1), "")
     yield through("gather", lambda _, h: h.gather(1, torch.tensor([[1, 4]]).expand(3, 2)), "", leave=2)
     yield through("scatter", lambda _, h: A.scatter(h, 1, torch.tensor([[1, 4]]).expand(3, 2), 0.5), "")
+    yield through("scatter_", lambda _, h: A.scatter_(h.clone(), 1, torch.tensor([[1, 4]]).expand(3, 2), 0.5), "")
     yield through("index_put", lambda _, h: A.index_put(h, [None, torch.tensor([1, 3])], torch.tensor(0.5)), "")
     yield through("index_put", lambda _, h: A.index_put(torch.zeros_like(h), [torch.tensor([2, 0, 1])], torch.tanh(h)))
     there = torch.tensor([[False, True, True]] * 3)[..., None]
