@@ -136,18 +136,18 @@ class AmongMoments:
 
     def _carried(self, name: str, i: int, k: int, states: States) -> torch.Tensor:
         """Cross moments of ``i``, carried, with ``k`` as it is."""
-        moments = self._pair(i, k)[name]
+        moments = self._cross(name, i, k)
         return moments if i == 0 else carried(moments.T, self._moves(name, i, states)).T
 
     def _moves(self, name: str, i: int, states: States) -> list[tuple[Place, Element]]:
         return [] if i == 0 else [(place, states[i][key]) for key, place in self._spaces.at[name]]
 
-    def _pair(self, i: int, k: int) -> dict[str, torch.Tensor]:
+    def _cross(self, name: str, i: int, k: int) -> torch.Tensor:
         if (k, i) in self._pairs:
-            return {name: moments.T for name, moments in self._pairs[k, i].items()}
+            return self._pairs[k, i][name].T
         if (i, k) not in self._pairs:
             self._pairs[i, k] = cross_moments(self._sides[i], self._sides[k], self._names, self._data, self._tell)
-        return self._pairs[i, k]
+        return self._pairs[i, k][name]
 
 
 def _share(shares: Sequence[float], others: Sequence[int], i: int) -> float:

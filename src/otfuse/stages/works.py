@@ -67,7 +67,7 @@ def _nearest(run: Staged, weights: Weights) -> Weights:
     found = {i: {name: run.sides[i].weights[name] for name in weights} for i in fit}
     gaps, ours = {i: run.departure(theirs) for i, theirs in found.items()}, run.departure(weights)
     best = min(fit, key=gaps.__getitem__)
-    if _alike(run) and gaps[best] * _NEARER >= ours:
+    if len(fit) == len(run.sides) and gaps[best] * _NEARER >= ours:
         return weights
     run.note(
         f"distilled from {run.parents[best].name}: its divergence from the parents' mean prediction on held-back inputs is {gaps[best]:.4g}, "
