@@ -44,10 +44,8 @@ format: $(STAMP) ## put the code in the house's format
 	$(BIN)/ruff format
 
 bench: $(STAMP) ## time and memory of whole processes; PUBLISHED=path checks the goal, MERGEKIT=path/to/mergekit-yaml too
-	$(BIN)/python benchmarks/run.py $(PUBLISHED)
-	$(BIN)/python benchmarks/help.py
-	$(BIN)/python benchmarks/trace.py
-	$(BIN)/python benchmarks/scale.py $(if $(MERGEKIT),--mergekit $(MERGEKIT))
+	@missed=0; for job in "run.py $(PUBLISHED)" help.py trace.py "scale.py $(if $(MERGEKIT),--mergekit $(MERGEKIT))"; do \
+		echo "benchmarks/$$job"; $(BIN)/python benchmarks/$$job || missed=1; done; exit $$missed
 
 clean: ## remove what make built, and the demo
 	rm -rf .venv demo dist build
