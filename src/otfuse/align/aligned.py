@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from otfuse.align.balance import Balanced
-from otfuse.align.canonical import Canonical, canonical, cosines
+from otfuse.align.canonical import Canonical, canonical, cosines, equal
+from otfuse.align.carries import carries
 from otfuse.align.descent import Descent, softened
 from otfuse.align.elements import Monomial, carried
 from otfuse.align.near import price, rotated
@@ -25,17 +26,20 @@ from otfuse.align.several import AmongMoments, AmongTensors
 from otfuse.align.spaces import Spaces
 from otfuse.align.starts import outward
 from otfuse.core.alignment import SpaceReport
+from otfuse.errors import UnequalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from otfuse.align.compared import State
     from otfuse.align.elements import Element
+    from otfuse.align.matrix import Matrix
     from otfuse.align.several import Among
     from otfuse.core.dataset import Dataset
     from otfuse.core.options import Aligned
     from otfuse.core.symmetry import Symmetry
     from otfuse.measure.probe import Side
+    from otfuse.program.weights import Weights
 
     Tell = Callable[[str, int, int], None]  # stage, done, of how many
 
@@ -80,15 +84,17 @@ class Aligner:
         self._sources: list[_Source] = []
         self._told: list[str] = []
         self.names = tuple(n for n, first in graph.ties.items() if n == first and n not in aside)
-        self._take(canonical(sides, "permutation"))  # costs nothing, and is enough to see a common start
-        likeness = [cosines(self.spaces, sides[0].weights, side.weights) for side in sides[1:]]
-        shared = [self._is_shared(k, own) for k, own in enumerate(likeness, 1)]
+        likeness, shared = [dict[str, float]() for _ in sides[1:]], [False for _ in sides[1:]]
+        if equal(sides):  # models of other widths share no start
+            self._take(canonical(sides, "permutation"))  # costs nothing, and is enough to see a common start
+            likeness = [cosines(self.spaces, sides[0].weights, side.weights) for side in sides[1:]]
+            shared = [self._is_shared(k, own) for k, own in enumerate(likeness, 1)]
         self.shared = all(shared)
         if not self.shared:
             self._take(canonical(sides, options.groups))
         told = list(zip(likeness, shared, strict=True))
         self._solve(told)
-        if options.tolerance and options.groups == "full" and not self.shared:
+        if options.tolerance and options.groups == "full" and equal(sides) and not self.shared:
             self._widen(told)
         if options.softness and not self.shared:
             for k, source in enumerate(self._sources, 1):
@@ -99,6 +105,11 @@ class Aligner:
         among: Among = self._tensors
         if self._options.features == "activations" and not self.shared:
             assert self._data is not None  # the recipe was checked
+            if self.form.frame is not None:
+                raise UnequalError(
+                    "aligned.features activations: joins models of equal widths only; compare weights (aligned.features: weights), "
+                    "or use a recipe of scheme otfusion (otfusion-acts) for these"
+                )
             sides = [replace(s, weights=m.whole()) for s, m in zip(self._sides, self._models, strict=True)]
             among = AmongMoments(sides, self.spaces, self._shares, self._data, self._telling("measure"))
         self._sources = []
@@ -136,8 +147,7 @@ class Aligner:
         """One canonical form of all models, its spaces, and their balanced tensors."""
         self.form, self.spaces = form, Spaces(form.found)
         read = [name for name in self.names if name in self.spaces.at]
-        shapes = self._sides[0].graph.shapes
-        self._models = [Balanced(own, read, shapes, self.spaces) for own in form.weights]
+        self._models = [Balanced(own, read, form.shapes, self.spaces) for own in form.weights]
         squares = [m.squares(f"source {k}" if k else "the anchor") for k, m in enumerate(self._models)]
         scales = _scales(squares, self._options.evenness)
         for model in self._models:
@@ -161,21 +171,42 @@ class Aligner:
                 element = element.after(first)
             if key in anchor:
                 element = anchor[key].inverse().after(element)
-            found[key] = element
+            frame = self.form.frame
+            found[key] = element if frame is None else frame.scaled(key, element, number + 1)
         return found
 
     def carried(self) -> tuple[tuple[dict[str, torch.Tensor], ...], tuple[Symmetry, ...]]:
         """The canonical tensors of all models in the anchor's basis, in memory, anchor first; the groups that hold in all."""
         form = canonical(self._sides, self._options.groups) if self.shared else self.form
-        found = [{name: form.weights[0][name] for name in self.names}]
+        found, frame = [{name: form.own[0][name] for name in self.names}], form.frame
         for k, own in enumerate(form.weights[1:]):
             maps = {} if self.shared else self.maps(k)
             moves = {
                 name: [(place, maps[key]) for key, place in self.spaces.at.get(name, ()) if key in maps]
                 for name in self.names
             }
-            found.append({name: carried(own[name].double(), moves[name]).to(own[name].dtype) for name in self.names})
-        return tuple(found), form.found
+            made = {name: carried(own[name].double(), moves[name]).to(own[name].dtype) for name in self.names}
+            found.append(made if frame is None else {name: frame.taken(name, own) for name, own in made.items()})
+        return tuple(found), form.found if frame is None else frame.own
+
+    @property
+    def unequal(self) -> bool:
+        """Whether widths differ, so that carried sources have other sizes than the models they come from."""
+        return self.form.frame is not None
+
+    def joins(self, number: int) -> tuple[Weights, Callable[[str, int], Matrix | None]]:
+        """Where widths differ, of source ``number``: its canonical tensors in its own sizes; the map of one axis of a tensor.
+
+        That is ``[anchor positions, the source's]``, None where positions stay as they are.
+        """
+        frame, maps = self.form.frame, self.maps(number)
+        assert frame is not None  # asked for then only
+
+        def joined(name: str, axis: int) -> Matrix | None:
+            moves = [(place, maps[key]) for key, place in self.spaces.at.get(name, ()) if key in maps]
+            return frame.joined(name, axis, carries(name, self.form.shapes[name], moves), number + 1)
+
+        return self.form.own[number + 1], joined
 
     # -- one source --------------------------------------------------------------------------------------------------
     def _is_shared(self, k: int, likeness: Mapping[str, float]) -> bool:
@@ -270,11 +301,15 @@ class Aligner:
             method = "shared start" if source.shared else str(symmetry.kind)
             found.append(
                 SpaceReport(
-                    symmetry.space.name, method, (symmetry.n, symmetry.n), before, after, source.converged, 0.0,
+                    symmetry.space.name, method, self._units(symmetry, k), before, after, source.converged, 0.0,
                     len(source.trail), (key,), cosine=source.cosine.get(key),
                 )
             )  # fmt: skip
         return tuple(found)
+
+    def _units(self, symmetry: Symmetry, k: int) -> tuple[int, int]:
+        frame = self.form.frame
+        return (symmetry.n, symmetry.n) if frame is None else frame.units(symmetry.space.id, k)
 
     def notes(self, number: int) -> tuple[str, ...]:
         """What else is to be told of one source."""

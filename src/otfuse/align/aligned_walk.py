@@ -28,7 +28,9 @@ class AlignedWalk:
         """One tensor with its carries (none: taken as it is)."""
         name, spaces = self._aligner.names[index], self._aligner.spaces
         moves = [(place, self._maps[key]) for key, place in spaces.at.get(name, ()) if key in self._maps]
-        return {name: carries(name, self._aligner.form.weights[0].shape(name), moves)}
+        form = self._aligner.form
+        found = carries(name, form.shapes[name], moves)
+        return {name: found if form.frame is None else form.frame.between(name, found, len(form.shapes[name]))}
 
     def rest(self) -> dict[str, tuple[Carry, ...]]:
         """Nothing is left when all tensors are done."""

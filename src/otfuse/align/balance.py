@@ -171,6 +171,9 @@ def precision(values: int) -> torch.dtype:
 def _element(symmetry: Symmetry, writes: torch.Tensor, reads: torch.Tensor) -> Element | None:
     """The element that balances; None where a side leaves directions unused: there is nothing to balance by."""
     if symmetry.kind is Kind.INVERTIBLE:
+        idle = [g.diagonal(dim1=1, dim2=2) == 0 for g in (writes, reads)]  # units that the model lacks (align.frame)
+        eye = torch.diag_embed((idle[0] & idle[1]).to(writes))
+        writes, reads = writes + eye, reads + eye
         if any(_is_deficient(gram) for gram in (writes, reads)):
             return None
         matrix = balance(writes, reads)

@@ -7,34 +7,46 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from otfuse.align.frame import Frame
+from otfuse.align.spaces import Spaces
 from otfuse.core.symmetry import Kind
-from otfuse.errors import UnequalError
 from otfuse.flow.groups.canonical import CanonicalWeights
 from otfuse.flow.groups.find import Symmetries, symmetries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from otfuse.align.spaces import Spaces
     from otfuse.core.symmetry import Symmetry
     from otfuse.measure.probe import Side
+    from otfuse.program.weights import Weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Canonical:
-    """Symmetries that hold in all models, and their tensors, folded as they are asked for, anchor first."""
+    """Symmetries that hold in all models, and their tensors, folded as they are asked for, anchor first.
+
+    Where widths differ, symmetries and tensors are those of a ``frame`` that holds all models; ``own`` are the tensors in their own
+    sizes.
+    """
 
     found: tuple[Symmetry, ...]
-    weights: tuple[CanonicalWeights, ...]
+    weights: tuple[Weights, ...]
     notes: tuple[str, ...]
+    own: tuple[CanonicalWeights, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    frame: Frame | None = None
+
+    @property
+    def views(self) -> tuple[Weights, ...]:
+        """What carries are made for: the anchor in its own size, sources in the frame."""
+        return (self.own[0], *self.weights[1:])
 
 
 def canonical(sides: Sequence[Side], groups: str) -> Canonical:
-    """The form and the groups that hold in all models. UnequalError if their widths differ.
+    """The form and the groups that hold in all models. UnequalError if their widths differ so that no frame holds them.
 
     Where a space has another kind in one model, or norms fold otherwise, only permutations are common.
     """
-    _require_equal(sides)
     asked = _asked(sides, groups)
     notes = [note for own in asked for note in own.notes]
     if len({tuple(sorted(fold.gain for fold in own.folds)) for own in asked}) > 1:
@@ -54,7 +66,26 @@ def canonical(sides: Sequence[Side], groups: str) -> Canonical:
     weights = tuple(
         CanonicalWeights(side.weights, own.folds, side.graph.ties) for side, own in zip(sides, asked, strict=True)
     )
-    return Canonical(tuple(found), weights, tuple(dict.fromkeys(notes)))
+    shapes, told = sides[0].graph.shapes, tuple(dict.fromkeys(notes))
+    if equal(sides):
+        return Canonical(tuple(found), weights, told, weights, shapes)
+    kind = {s.space.id: s.kind for s in found}
+    each = [[replace(s, kind=kind[s.space.id]) for s in own.found if s.space.id in kind] for own in asked]
+    frame = Frame(sides, each, [side.graph.shapes for side in sides])
+    spaces = Spaces(frame.symmetries)
+    framed = tuple(frame.weights(own, k, spaces) for k, own in enumerate(weights))
+    return Canonical(frame.symmetries, framed, told, weights, frame.shapes, frame)
+
+
+def equal(sides: Sequence[Side]) -> bool:
+    """Whether all tensors that predictions read have the same shapes in all models."""
+    ours = sides[0].graph
+    return all(
+        side.graph.shapes.get(name, shape) == shape
+        for side in sides[1:]
+        for name, shape in ours.shapes.items()
+        if name not in ours.unread
+    )
 
 
 def _asked(sides: Sequence[Side], groups: str) -> list[Symmetries]:
@@ -78,15 +109,3 @@ def cosines(spaces: Spaces, one: Mapping[str, torch.Tensor], other: Mapping[str,
         for key in keys:
             sums[key] = [x + y for x, y in zip(sums.get(key, (0.0, 0.0, 0.0)), told, strict=True)]
     return {key: ab / (aa * bb) ** 0.5 if aa * bb > 0 else 0.0 for key, (ab, aa, bb) in sums.items()}
-
-
-def _require_equal(sides: Sequence[Side]) -> None:
-    ours = sides[0].graph
-    for number, side in enumerate(sides[1:], 1):
-        for name, shape in ours.shapes.items():
-            theirs = side.graph.shapes.get(name)
-            if theirs is not None and theirs != shape and name not in ours.unread:
-                raise UnequalError(
-                    f"aligned: {name} has shape {list(shape)} in the anchor and {list(theirs)} in source {number}; exact maps join "
-                    "models of equal widths only, use a recipe of scheme otfusion (otfusion-wts) for these"
-                )

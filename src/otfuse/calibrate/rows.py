@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from otfuse.calibrate.forms import View
     from otfuse.calibrate.layers import Layer
     from otfuse.core.graph import Observation
     from otfuse.measure.observe import Part
@@ -35,8 +36,12 @@ def plain_rows(
     tables: Sequence[Mapping[str, Tensor]],
     mix: Sequence[float],
     keep: Callable[[Sequence[int]], Tensor | None],
+    views: Sequence[Sequence[View]],
 ) -> Iterator[tuple[Tensor, list[Tensor], slice]]:
-    """What the merged model (the first of ``tables``) reads, ``[groups, rows, in]``, and the mean of what parents give."""
+    """What the merged model (the first of ``tables``) reads, ``[groups, rows, in]``, and the mean of what parents give.
+
+    ``views[parent][layer]`` see a parent's outputs in the anchor's units.
+    """
 
     def rows(value: Tensor, kept: Tensor | None) -> Tensor:
         value = value.flatten(0, -3)  # [rows, groups, units]
@@ -46,8 +51,8 @@ def plain_rows(
     x = form.inputs(tables[0][form.x.name])
     kept = keep(x.shape[:-2])
     targets = []
-    for layer in group:
-        given = [rows(layer.form.outputs(table[layer.node.name]), kept) for table in tables[1:]]
+    for i, layer in enumerate(group):
+        given = [rows(own[i](table[layer.node.name]), kept) for own, table in zip(views, tables[1:], strict=True)]
         mean = given[0] * mix[0]
         for weight, other in zip(mix[1:], given[1:], strict=True):
             mean = mean.add(other, alpha=weight)

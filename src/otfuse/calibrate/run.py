@@ -9,8 +9,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otfuse.align.plan import places
+from otfuse.calibrate.between import Between
 from otfuse.calibrate.layers import calibrated_layers
-from otfuse.calibrate.sweep import Strength, Sweeper
+from otfuse.calibrate.sweep import Seen, Strength, Sweeper
 from otfuse.calibrate.waiting import IN_MEMORY
 from otfuse.measure.targets import apart, together
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from otfuse.calibrate.between import SeenLayers
+    from otfuse.calibrate.layers import Layers
     from otfuse.core.dataset import Dataset
     from otfuse.core.options import Calibrated
     from otfuse.measure.probe import Side
@@ -45,7 +48,7 @@ class Calibration(NamedTuple):
 
 
 def calibrate(
-    parents: Sequence[Side],
+    parents: Sequence[Side | Between],
     start: Mapping[str, Tensor],
     data: Dataset,
     options: Calibrated,
@@ -60,30 +63,61 @@ def calibrate(
     ``start`` holds the merged model's tensors by first stored name, in the units of ``parents``, of which the first is the
     anchor; what it lacks is the anchor's. In the order of the forward pass, each layer's inputs are those of the merged
     model as solved so far, its targets what the parents' layers give on their own inputs; with ``options.norms`` each gain's
-    too. ``data`` are unlabelled inputs as the anchor's program takes them; values that wait between two layers are kept in
+    too. A parent of other sizes comes with the maps that join it to the anchor (Between); then gains stay as they are. ``data`` are unlabelled inputs as the anchor's program takes them; values that wait between two layers are kept in
     ``memory`` bytes, else on disk.
     ``progress(done, total)`` counts groups of layers; ``names`` are those of the parents, for messages.
 
     Raises DataError if a model gives no finite numbers (naming it and the examples) or inputs do not fit, OutputError if
     values that wait cannot be written.
     """
-    names = names or [f"parent {i + 1}" for i in range(len(parents))]
-    alike = [i for i, side in enumerate(parents) if same_steps(parents[0].program, side.program)]
-    kept, shares = [parents[i] for i in alike], _shares([mix[i] for i in alike])
-    layers = calibrated_layers(kept[0].program, kept[0].graph, norms=options.norms)
-    notes = [*layers.notes(), *_without([name for i, name in enumerate(names) if i not in alike])]
-    firsts = dict.fromkeys(kept[0].program.ties.values())
-    weights = {name: start[name] if name in start else parents[0].weights[name] for name in firsts}
+    names, anchor = names or [f"parent {i + 1}" for i in range(len(parents))], parents[0]
+    assert not isinstance(anchor, Between)  # it is what the others are carried to
+    layers = calibrated_layers(anchor.program, anchor.graph, norms=options.norms and not _unequal(parents))
+    seen, told = _seen(parents, anchor, layers, mix, names)
+    notes = [*layers.notes(), *told]
+    firsts = dict.fromkeys(anchor.program.ties.values())
+    weights = {name: start[name] if name in start else anchor.weights[name] for name in firsts}
     figures: dict[str, Any] = {"layers": sum(map(len, layers.groups)), "tensors": len(layers.solved)}
     if layers.groups:
-        sweeper = Sweeper(kept, layers, shares, [names[i] for i in alike], memory)
-        strength, tried = _choose(sweeper, kept, shares, weights, data, options)
+        sweeper = Sweeper(seen, layers, memory)
+        strength, tried = _choose(sweeper, seen, weights, data, options)
         figures |= {"ridge": strength.ridge, "blend": strength.blend, "sweeps": options.sweeps}
         if tried:
             figures["tried"] = tried
             notes += [_told(what, getattr(strength, what), gaps) for what, gaps in tried.items()]
         _sweeps(sweeper, weights, data, strength, options.sweeps, progress)
     return Calibration(weights, notes, figures)
+
+
+def _unequal(parents: Sequence[Side | Between]) -> bool:
+    return any(isinstance(parent, Between) for parent in parents)
+
+
+def _seen(
+    parents: Sequence[Side | Between], anchor: Side, layers: Layers, mix: Sequence[float], names: Sequence[str]
+) -> tuple[list[Seen], list[str]]:
+    """The parents whose layers correspond to the anchor's, and a note on the others."""
+    found, without = list[Seen](), list[str]()
+    for parent, share, name in zip(parents, mix, names, strict=True):
+        side, carried, views = (
+            parent.seen(layers, anchor) if isinstance(parent, Between) else _as_it_is(parent, layers, anchor)
+        )
+        if views is None:
+            without.append(name)
+        else:
+            found.append(Seen(name, side, carried, views, share))
+    told = f"calibrated without {', '.join(without)}: other operators or sizes than the anchor's; carry it over first"
+    shares = _shares([own.share for own in found])
+    notes = [told] if without else []
+    if _unequal(parents):
+        notes.append("gains of norms are not calibrated: a parent has other sizes")
+    return [own._replace(share=share) for own, share in zip(found, shares, strict=True)], notes
+
+
+def _as_it_is(side: Side, layers: Layers, anchor: Side) -> SeenLayers:
+    same = same_steps(anchor.program, side.program)
+    views = [[layer.form.outputs for layer in group] for group in layers.groups] if same else None
+    return side, side.weights, views
 
 
 def _sweeps(
@@ -109,11 +143,6 @@ def _shares(mix: Sequence[float]) -> list[float]:
     return [weight / total if total else 1 / len(mix) for weight in mix]
 
 
-def _without(names: Sequence[str]) -> list[str]:
-    told = f"calibrated without {', '.join(names)}: other operators or sizes than the anchor's; carry it over first"
-    return [told] if names else []
-
-
 def _told(what: str, chosen: float, tried: Mapping[float, float]) -> str:
     table = ", ".join(f"{value:g}: {gap:.3f}" for value, gap in tried.items())
     return f"{what} {chosen:g} chosen by divergence from the parents' mean prediction on held-back inputs ({table})"
@@ -121,8 +150,7 @@ def _told(what: str, chosen: float, tried: Mapping[float, float]) -> str:
 
 def _choose(
     sweeper: Sweeper,
-    parents: Sequence[Side],
-    mix: Sequence[float],
+    parents: Sequence[Seen],
     weights: Mapping[str, Tensor],
     data: Dataset,
     options: Calibrated,
@@ -132,19 +160,20 @@ def _choose(
     That is, departs least from the parents' mean prediction: ridges first, then blends at the best of them. A single input
     tells nothing: then the first of each.
     """
-    ridges, blends = _values(options)
+    anchor, (ridges, blends) = parents[0].side, _values(options)
     chosen, tried = Strength(ridges[0], blends[0]), dict[str, dict[float, float]]()
-    few = data.take(slice(0, tried_with(parents[0].program)))
+    few = data.take(slice(0, tried_with(anchor.program)))
     if not tries(options) or few.size < 2:
         return chosen, tried
     held = max(1, round(_HELD_BACK * few.size))
     fit, probe = few.take(slice(0, few.size - held)), few.take(slice(few.size - held, None))
-    with together(parents, mix, probe, half=False) as targets:
+    sides, mix = [parent.side for parent in parents], [parent.share for parent in parents]
+    with together(sides, mix, probe, half=False) as targets:
 
         @cache
         def departs(strength: Strength) -> float:
             solved = sweeper(weights, fit, strength)
-            gap = float(apart(parents[0], ChainMap(solved, dict(weights)), probe, targets).divergence.mean())
+            gap = float(apart(anchor, ChainMap(solved, dict(weights)), probe, targets).divergence.mean())
             return math.inf if math.isnan(gap) else gap
 
         for what, values in (("ridge", ridges), ("blend", blends)):

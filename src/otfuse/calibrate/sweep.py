@@ -22,10 +22,11 @@ from otfuse.program.cut import Cut, Fixed
 from otfuse.solve.ridge import ridge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
+    from otfuse.calibrate.forms import View
     from otfuse.calibrate.layers import Layer, Layers
     from otfuse.calibrate.uses import Place
     from otfuse.core.dataset import Dataset
@@ -51,25 +52,28 @@ class _Batch(NamedTuple):
     first: int  # the number of its first example
 
 
-class Sweeper:
-    """Sweeps over the layers of models that share a program (or have equal ones); ``mix`` weighs the parents.
+class Seen(NamedTuple):
+    """A parent as a sweep sees it: as it runs, its tensors in the anchor's units, its share of the mean.
 
-    ``names`` are those of the parents, for messages; ``memory`` bounds the bytes that wait in memory.
+    ``views[group][layer]`` see what its layers give, in the anchor's units.
     """
 
-    def __init__(
-        self,
-        parents: Sequence[Side],
-        layers: Layers,
-        mix: Sequence[float],
-        names: Sequence[str],
-        memory: int = IN_MEMORY,
-    ) -> None:
-        self._parents, self._layers, self._mix, self._memory = parents, layers, mix, memory
-        self._names = ("the merged model", *names)
+    name: str
+    side: Side
+    carried: Mapping[str, Tensor]
+    views: Sequence[Sequence[View]]
+    share: float
+
+
+class Sweeper:
+    """Sweeps over the layers of models that correspond, anchor first; ``memory`` bounds the bytes that wait in memory."""
+
+    def __init__(self, parents: Sequence[Seen], layers: Layers, memory: int = IN_MEMORY) -> None:
+        self._parents, self._layers, self._memory = parents, layers, memory
         groups = [[node.name for layer in group for node in layer.nodes] for group in layers.groups]
         kept = [[n.name for n in group[0].routing] for group in layers.groups]
-        self._cuts = [Cut(side.program, groups, kept) for side in (parents[0], *parents)]
+        sides = [parent.side for parent in parents]
+        self._cuts = [Cut(side.program, groups, kept) for side in (sides[0], *sides)]
         self._last: dict[Place, int] = {la.weight: i for i, group in enumerate(layers.groups) for la in group}
 
     def __call__(
@@ -84,7 +88,7 @@ class Sweeper:
             for at, group in enumerate(self._layers.groups):
                 if progress is not None:
                     progress(at, len(self._layers.groups))
-                fixed = self._fixed(weights)
+                fixed = self._fixed(weights, [parent.side.weights for parent in self._parents], self._cuts)
                 batches = batches or self._begin(data, fixed, waiting)
                 place = group[0].weight
                 if place not in shared:
@@ -97,14 +101,15 @@ class Sweeper:
             progress(len(self._layers.groups), len(self._layers.groups))
         return solved
 
-    def _fixed(self, weights: Mapping[str, Tensor]) -> list[Fixed]:
-        every = (weights, *(side.weights for side in self._parents))
+    def _fixed(
+        self, weights: Mapping[str, Tensor], parents: Sequence[Mapping[str, Tensor]], cuts: Sequence[Cut]
+    ) -> list[Fixed]:
         device = weights[self._layers.groups[0][0].name].device
-        return [Fixed(cut, held, device) for cut, held in zip(self._cuts, every, strict=True)]
+        return [Fixed(cut, held, device) for cut, held in zip(cuts, (weights, *parents), strict=True)]
 
     def _begin(self, data: Dataset, fixed: Sequence[Fixed], waiting: Waiting) -> list[_Batch]:
         batches = list[_Batch]()
-        for part, inputs in probe_batches(self._parents[0].program, data):
+        for part, inputs in probe_batches(self._parents[0].side.program, data):
             for m, (cut, own) in enumerate(zip(self._cuts, fixed, strict=True)):
                 waiting.put((m, len(batches)), cut.begin(inputs, own))
             batches.append(_Batch(part, paddings(inputs), len(batches) * part.size))
@@ -112,7 +117,7 @@ class Sweeper:
 
     def _advance(self, at: int, b: int, batch: _Batch, fixed: Sequence[Fixed], waiting: Waiting, sums: Sums) -> None:
         """Lead every model on one batch through group ``at`` (the merged one up to it), and add up its rows."""
-        group, tables = self._layers.groups[at], []
+        tables = []
         for m, (cut, own) in enumerate(zip(self._cuts, fixed, strict=True)):
             values = waiting.take((m, b))
             if m == 0 and at:
@@ -121,27 +126,37 @@ class Sweeper:
             if m:
                 cut.group(at, values, own)
             tables.append(values)
-        self._add(group, tables, batch, sums)
+        self._add(at, tables, batch, sums)
         if at + 1 < len(self._layers.groups):  # nothing is read behind the last, whose outputs may be a vocabulary wide
             for m, values in enumerate(tables):
                 waiting.put((m, b), values)
 
-    def _add(self, group: Group, tables: Sequence[Mapping[str, Tensor]], batch: _Batch, sums: Sums) -> None:
+    def _add(self, at: int, tables: Sequence[Mapping[str, Tensor]], batch: _Batch, sums: Sums) -> None:
+        group = self._layers.groups[at]
         padding = padding_of(group[0].made_of, batch.paddings)
 
         def keep(lead: Sequence[int]) -> Tensor | None:
             return kept_rows(lead, batch.part, group[0], padding)
 
-        rows = plain_rows if group[0].form.ends is None else routed_rows
-        for x, targets, groups in rows(group, tables, self._mix, keep):
+        for x, targets, groups in self._rows(at, tables, keep, range(len(self._parents))):
             if not sums.add(x, targets, groups):
-                raise DataError(self._not_finite(group, tables, keep, batch))
+                raise DataError(self._not_finite(at, tables, keep, batch))
 
-    def _not_finite(self, group: Group, tables: Sequence[Mapping[str, Tensor]], keep: Keep, batch: _Batch) -> str:
-        rows = plain_rows if group[0].form.ends is None else routed_rows
-        alone = [rows(group, [tables[0], table], [1.0], keep) for table in tables[1:]]
+    def _rows(
+        self, at: int, tables: Sequence[Mapping[str, Tensor]], keep: Keep, numbers: Sequence[int]
+    ) -> Iterator[tuple[Tensor, list[Tensor], slice]]:
+        group, chosen = self._layers.groups[at], [tables[0], *(tables[m + 1] for m in numbers)]
+        own = [self._parents[m] for m in numbers]
+        mix = [parent.share for parent in own] if len(own) > 1 else [1.0]
+        if group[0].form.ends is not None:
+            return routed_rows(group, chosen, mix, keep)
+        return plain_rows(group, chosen, mix, keep, [parent.views[at] for parent in own])
+
+    def _not_finite(self, at: int, tables: Sequence[Mapping[str, Tensor]], keep: Keep, batch: _Batch) -> str:
+        group = self._layers.groups[at]
+        alone = [self._rows(at, tables, keep, [m]) for m in range(len(self._parents))]
         bad = [any(not t.isfinite().all() for _, targets, _ in found for t in targets) for found in alone]
-        name = next((name for name, odd in zip(self._names[1:], bad, strict=True) if odd), self._names[0])
+        name = next((own.name for own, odd in zip(self._parents, bad, strict=True) if odd), "the merged model")
         return (
             f"{name} gives no finite numbers at {group[0].name} on one of the examples {batch.first} to "
             f"{batch.first + batch.part.real - 1}; leave that example out, or look at the model"
@@ -154,7 +169,7 @@ class Sweeper:
         for place in (p for layer in group for p in (layer.weight, layer.bias) if p is not None):
             if place.tensor not in solved:
                 solved[place.tensor] = weights[place.tensor].clone()
-        fixed = self._fixed(weights)
+        fixed = self._fixed(weights, [parent.carried for parent in self._parents], [self._cuts[0]] * len(self._cuts))
         for i, layer in enumerate(group):
             (matrix, offset), *others = [_seen(layer, own) for own in (fixed if strength.blend < 1 else fixed[:1])]
             weight, bias = ridge(
@@ -163,7 +178,9 @@ class Sweeper:
                 offset,
                 strength=strength.ridge,
                 blend=strength.blend,
-                elsewhere=_mean(others, self._mix, layer.form.shift) if others else None,
+                elsewhere=_mean(others, [parent.share for parent in self._parents], layer.form.shift)
+                if others
+                else None,
             )
             matrix.copy_(weight).sub_(layer.form.shift)
             if offset is not None and bias is not None:

@@ -201,7 +201,7 @@ class Job:
             return self._walks(pairs, measured, self._regulariser(pairs, measured), keep=keep, last=True)
         self.aligner = aligner
         if not aligner.shared:
-            self._views = aligner.form.weights
+            self._views = aligner.form.views
         return [AlignedWalk(aligner, k, aside, keep=keep) for k in range(len(pairs))]
 
     def _measure(self, pair: Pair) -> Measured:

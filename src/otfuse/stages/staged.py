@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from otfuse.calibrate.between import Between
 from otfuse.core.report import Compared
 from otfuse.errors import DivergedError, TrainError
 from otfuse.evaluate.unlabelled import unlabelled
@@ -158,13 +159,26 @@ class Staged:
         """Divergence from the parents' mean prediction on the held-back inputs."""
         return float(apart(self.sides[0], weights, self._judged, self.targets, self._judges).divergence.mean())
 
-    def parents_in_basis(self) -> Sequence[Side]:
-        """All parents in the units of the fused model: as aligning carried them, and refining moved them on."""
-        if self.in_basis is None and self.moved:
-            self.in_basis = self.carried().models
-        if self.in_basis is None:
+    @property
+    def unequal(self) -> bool:
+        """Whether the start joined models of other widths."""
+        return self._job.aligner is not None and self._job.aligner.unequal
+
+    def parents_in_basis(self) -> Sequence[Side | Between]:
+        """All parents in the units of the fused model: as aligning carried them, and refining moved them on.
+
+        Where widths differ, each source as it is, with the maps that join it to the anchor.
+        """
+        if not self.moved:
             return self.sides
-        return [replace(side, weights=own) for side, own in zip(self.sides, self.in_basis, strict=True)]
+        aligner = self._job.aligner
+        models = self.in_basis or self.carried().models
+        found: list[Side | Between] = [replace(side, weights=own) for side, own in zip(self.sides, models, strict=True)]
+        if aligner is not None and aligner.unequal:
+            for k, side in enumerate(self.sides[1:]):
+                own, joined = aligner.joins(k)
+                found[k + 1] = Between(replace(side, weights=own), models[k + 1], joined)
+        return found
 
     def carried(self) -> Carried:
         """What the scheme `aligned` averages, and the groups that are left to move in."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from otfuse.calibrate.between import Between
     from otfuse.calibrate.run import Calibration
     from otfuse.core.dataset import Dataset
     from otfuse.measure.probe import Side
@@ -60,14 +61,14 @@ def _nearest(run: Staged, weights: Weights) -> Weights:
     """What `auto` trains: what it has made, unless a parent is far nearer to what all of them predict together.
 
     A parent is itself a part of that mean, and mostly was trained on these inputs: a fair judge would find it less near. An average
-    that could not be calibrated (sizes differ) is a worse start than a parent, near or not.
+    that could not be calibrated is a worse start than a parent, near or not.
     """
     anchor = run.sides[0]
     fit = [i for i, side in enumerate(run.sides) if same_steps(anchor.program, side.program)]  # can stand in it
     found = {i: {name: run.sides[i].weights[name] for name in weights} for i in fit}
     gaps, ours = {i: run.departure(theirs) for i, theirs in found.items()}, run.departure(weights)
     best = min(fit, key=gaps.__getitem__)
-    if len(fit) == len(run.sides) and gaps[best] * _NEARER >= ours:
+    if (run.unequal or len(fit) == len(run.sides)) and gaps[best] * _NEARER >= ours:
         return weights
     run.note(
         f"distilled from {run.parents[best].name}: its divergence from the parents' mean prediction on held-back inputs is {gaps[best]:.4g}, "
@@ -119,9 +120,15 @@ def calibrated(run: Staged, weights: Weights) -> Weights | None:
     first matters little on images, and decides on text (docs/experiments.md).
     """
     recipe = run.recipe
-    if not _alike(run):
+    if not run.unequal and not _alike(run):
         run.note(
-            "nothing was calibrated: the models differ in size or operators, and layers are solved only between equal ones"
+            "nothing was calibrated: the models differ in operators or in sizes that no exact maps join, and layers are solved only "
+            "where they correspond"
+        )
+        return None
+    if run.unequal and run.in_basis is not None:
+        run.note(
+            "nothing was calibrated: refined maps do not join layers of other sizes; start calibrated from aligned"
         )
         return None
     alone = recipe.scheme == "calibrated"
@@ -132,7 +139,7 @@ def calibrated(run: Staged, weights: Weights) -> Weights | None:
     data = run.inputs if alone else run.inputs.take(run.learned)
     with run.clock.stage("calibrate"):
         made = _solved(run, run.parents_in_basis(), weights, data)
-        if recipe.scheme == "auto" and run.moved:
+        if recipe.scheme == "auto" and run.moved and not run.unequal:
             plain = _solved(run, run.sides, run.plain(), data)
             gaps = [run.departure(own.weights) for own in (made, plain)]
             run.note(
@@ -145,7 +152,7 @@ def calibrated(run: Staged, weights: Weights) -> Weights | None:
     return {name: own if name in unread else made.weights.get(name, own).to(own.dtype) for name, own in weights.items()}
 
 
-def _solved(run: Staged, parents: Sequence[Side], start: Weights, data: Dataset) -> Calibration:
+def _solved(run: Staged, parents: Sequence[Side | Between], start: Weights, data: Dataset) -> Calibration:
     names = [parent.name for parent in run.parents]
     tell = partial(run.tell, "calibrate")
     return calibrate(parents, start, data, run.recipe.calibrated, run.weights, tell, names=names)

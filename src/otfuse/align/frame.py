@@ -1,0 +1,396 @@
+"""Models of unequal widths in one frame: tensors as large as the largest, units that a model lacks being zero.
+
+A square map of the frame is a rectangular one between two models: of an orthogonal matrix only the part counts that joins
+units that are there, so Procrustes and assignment in the frame solve the rectangular problems. So one descent serves all widths.
+A source with fewer units than the anchor is carried without loss; of one with more, what the maps keep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import groupby
+from math import prod, sqrt
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from otfuse.align import matrix
+from otfuse.align.elements import Dense, Monomial
+from otfuse.align.spaces import Spaces
+from otfuse.core.alignment import AxisMap, Carry
+from otfuse.core.symmetry import Kind, Slot
+from otfuse.errors import UnequalError
+from otfuse.flow.rules.operators import argument, operator_name
+from otfuse.program.weights import Weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from otfuse.align.elements import Element
+    from otfuse.core.graph import FlowGraph
+    from otfuse.core.symmetry import Symmetry
+    from otfuse.measure.probe import Side
+
+    Axis = tuple[str, int]  # tensor, axis
+    Sizes = dict[str, tuple[int, int]]  # by space: copies (of one inside another: in each of its units), units
+    Flags = tuple[str, bool, bool, bool]  # space, inverse, order only, copies along another axis
+
+
+class _Spot(NamedTuple):
+    """Where one position lies: the spaces that hold it, and its number in each, counted in units that hold it."""
+
+    held: tuple[Flags, ...]
+    at: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """Positions of an axis that the same spaces hold: ``sizes`` counts along all of them, then what they do not tell apart."""
+
+    held: tuple[Flags, ...]
+    sizes: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Axis:
+    """One axis of the frame: ``at[model]`` are the frame's positions of that model's."""
+
+    size: int
+    at: tuple[NDArray[np.int64], ...]
+
+
+class Frame:
+    """The frame of several models with the same spaces, by their symmetries and their shapes, anchor first.
+
+    Raises UnequalError where their units cannot be told to correspond.
+    """
+
+    def __init__(
+        self,
+        sides: Sequence[Side],
+        found: Sequence[Sequence[Symmetry]],
+        shapes: Sequence[Mapping[str, tuple[int, ...]]],
+    ) -> None:
+        self.own = tuple(found[0])  # the anchor's
+        self._each = [Spaces(symmetries) for symmetries in found]
+        self._sizes = [_sizes(spaces) for spaces in self._each]
+        self._common = {key: _most(key, self._sizes) for key in self._each[0].all}
+        self.unequal = frozenset(key for key in self._common if len({sizes[key] for sizes in self._sizes}) > 1)
+        self._slots: dict[str, list[Slot]] = {key: [] for key in self._each[0].all}
+        self._axes: dict[Axis, _Axis] = {}
+        ties = sides[0].graph.ties
+        for name, shape in shapes[0].items():
+            if ties.get(name, name) != name:
+                continue
+            theirs = [own.get(name, shape) for own in shapes]
+            if len({len(own) for own in theirs}) > 1:
+                raise UnequalError(f"aligned: {name} has other dimensions in one model than in another")
+            for axis in range(len(shape)):
+                self._add(name, axis, [own[axis] for own in theirs])
+        self.symmetries = tuple(self._framed(s) for s in self.own)
+        self.shapes = {
+            name: tuple(self._axes[name, d].size if (name, d) in self._axes else n for d, n in enumerate(shape))
+            for name, shape in shapes[0].items()
+        }
+        self._scores = [_score_scale(side) for side in sides]
+        self._tied = _read_and_written(sides[0].graph)
+        mixing = [slot for s in self.own if s.kind.mixes for slot in self._slots[s.space.id]]
+        self._neutral = {(slot.tensor, slot.axis) for slot in mixing if slot.order_only}
+
+    # -- what a model is in the frame ----------------------------------------------------------------------------------
+    def weights(self, base: Weights, model: int, spaces: Spaces) -> Framed:
+        """The tensors of a model, canonical, in the frame (``spaces`` are those of the frame)."""
+        return Framed(base, self, model, spaces)
+
+    def framed(self, name: str, tensor: torch.Tensor, model: int) -> torch.Tensor:
+        """A model's tensor in the frame; zero where it has no units."""
+        for axis in range(tensor.ndim):
+            own = self._axes.get((name, axis))
+            if own is not None:
+                shape = [own.size if d == axis else n for d, n in enumerate(tensor.shape)]
+                index = torch.from_numpy(own.at[model]).to(tensor.device)
+                fill = tensor.mean() if (name, axis) in self._neutral else 0  # gains that all are the same
+                tensor = torch.full(shape, float(fill), dtype=tensor.dtype).index_copy(axis, index, tensor)
+        return tensor
+
+    def taken(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What is the anchor's of a tensor in the frame."""
+        for axis in range(tensor.ndim):
+            own = self._axes.get((name, axis))
+            if own is not None:
+                tensor = tensor.index_select(axis, torch.from_numpy(own.at[0]).to(tensor.device))
+        return tensor
+
+    def there(self, name: str, axis: int, model: int) -> torch.Tensor | None:
+        """Which positions of an axis of the frame a model has; None: all."""
+        own = self._axes.get((name, axis))
+        if own is None:
+            return None
+        found = torch.zeros(own.size, dtype=torch.bool)
+        found[torch.from_numpy(own.at[model])] = True
+        return found
+
+    def scaled(self, key: str, element: Element, model: int) -> Element:
+        """The element of a space with the lengths that the anchor's sizes ask for.
+
+        A norm gives its units the same mean square however many they are: what writes into a stream takes the square root of the
+        ratio of widths, and what reads it the inverse. Scores of an attention that are divided by the root of a head's size differ
+        by the fourth root in queries and in keys.
+        """
+        space = next(s.space for s in self.own if s.space.id == key)
+        if space.kind == "query-key":
+            factor = (self._scores[model] / self._scores[0]) ** 0.5
+            return _times(element, factor, factor)
+        tied = any((p.tensor, p.axis) in self._tied for p in self._each[0].places[key])
+        if space.kind != "stream" or key not in self.unequal or tied:
+            return element
+        ours, theirs = (self._each[i].all[key].n for i in (0, model))
+        return _times(element, sqrt(ours / theirs), sqrt(theirs / ours))
+
+    def units(self, key: str, model: int) -> tuple[int, int]:
+        """How many units a map of the space joins in the anchor, and in that model."""
+        return self._each[0].all[key].n, self._each[model].all[key].n
+
+    # -- from carries of the frame to those between two models -------------------------------------------------------------
+    def between(self, name: str, carries: Sequence[Carry], ndim: int) -> tuple[Carry, ...]:
+        """Carries from a source in the frame to the anchor as it is."""
+        found = []
+        for carry in carries or (Carry(name, ()),):
+            axes = [self._to_anchor(name, own) for own in carry.axes]
+            known = {own.axis for own in axes}
+            for axis in range(ndim):
+                if axis not in known and (name, axis) in self._axes:
+                    at = self._axes[name, axis].at[0]
+                    axes.append(AxisMap(axis, matrix.identity(len(at)), np.arange(len(at)), at))
+            if all(len(own.anchor) for own in axes):
+                found.append(Carry(name, tuple(axes)))
+        return tuple(own for own in found if own.axes)
+
+    def joined(self, name: str, axis: int, carries: Sequence[Carry], model: int) -> matrix.Matrix | None:
+        """The map of one axis of a tensor, ``[anchor positions, model's positions]``; None: as they are."""
+        own = next((m for carry in carries for m in carry.axes if m.axis == axis), None)
+        at = self._axes.get((name, axis))
+        if at is None:
+            return None if own is None else own.matrix
+        square = matrix.identity(at.size) if own is None else own.matrix
+        return matrix.take(square, at.at[0], at.at[model])
+
+    def _to_anchor(self, name: str, own: AxisMap) -> AxisMap:
+        at = self._axes.get((name, own.axis))
+        if at is None:
+            return own
+        number = np.full(at.size, -1)
+        number[at.at[0]] = np.arange(len(at.at[0]))
+        ours = number[own.anchor]
+        rows = np.flatnonzero(ours >= 0)
+        return AxisMap(own.axis, matrix.take(own.matrix, rows, np.arange(len(own.source))), ours[rows], own.source)
+
+    # -- laying it out -----------------------------------------------------------------------------------------------------
+    def _add(self, name: str, axis: int, lengths: Sequence[int]) -> None:
+        """One axis of one tensor: its blocks, the positions of every model in them, and the slots of the spaces there."""
+        spots = [
+            _spots(spaces, sizes, name, axis, n)
+            for spaces, sizes, n in zip(self._each, self._sizes, lengths, strict=True)
+        ]
+        kinds = [dict.fromkeys(spot.held for spot in own) for own in spots]
+        if any(own.keys() != kinds[0].keys() for own in kinds):
+            raise UnequalError(f"aligned: axis {axis} of {name} is held by other spaces in one model than in another")
+        start, ranks = 0, [_ranks(own) for own in spots]
+        blocks: dict[tuple[Flags, ...], _Block] = {}
+        for held in kinds[0]:
+            wide = {max((r for s, r in zip(own, rank, strict=True) if s.held == held), default=0) + 1
+                    for own, rank in zip(spots, ranks, strict=True)}  # fmt: skip
+            if not held and len(wide) > 1:
+                raise UnequalError(
+                    f"aligned: {name} has {' and '.join(map(str, sorted(set(lengths))))} places along axis {axis} that stay in "
+                    "their order, in one model and in another; give models that agree in these"
+                )
+            sizes = tuple(n for flags in held for n in self._counts(flags))
+            blocks[held] = _Block(held, (*sizes, max(wide)), start)
+            start += prod(sizes) * max(wide)
+        at = [
+            np.array([blocks[s.held].start + int(np.ravel_multi_index((*s.at, r), blocks[s.held].sizes))
+                      for s, r in zip(own, rank, strict=True)], np.int64)
+            for own, rank in zip(spots, ranks, strict=True)
+        ]  # fmt: skip
+        place = np.arange(start)
+        if all(len(own) == start for own in at):  # nobody lacks anything: in the anchor's own order
+            place[at[0]] = np.arange(start)
+            at = [place[own] for own in at]
+        if any(len(own) != start or (own != np.arange(start)).any() for own in at):
+            self._axes[name, axis] = _Axis(start, tuple(at))
+        for block in blocks.values():
+            self._give_slots(name, axis, block, place)
+
+    def _counts(self, flags: Flags) -> tuple[int, int]:
+        copies, n = self._common[flags[0]]
+        return (1 if flags[3] else copies), n
+
+    def _give_slots(self, name: str, axis: int, block: _Block, place: NDArray[np.int64]) -> None:
+        numbers = place[block.start : block.start + prod(block.sizes)].reshape(block.sizes)
+        for i, (key, inverse, order_only, batched) in enumerate(block.held):
+            own = [2 * i, 2 * i + 1] if i == 0 or batched else [0, 1, 2 * i, 2 * i + 1]
+            rest = [d for d in range(numbers.ndim) if d not in own]
+            copies, n = self._copies(key), self._common[key][1]
+            at = numbers.transpose(*own, *rest).reshape(-1, n, prod(block.sizes[d] for d in rest))
+            at = np.broadcast_to(at, (copies, *at.shape[1:])) if batched else at
+            batch = self._each[0].places[key]
+            along = next((p.batch_axis for p in batch if (p.tensor, p.axis) == (name, axis) and batched), None)
+            self._slots[key] += [
+                Slot(name, axis, np.ascontiguousarray(at[..., w]), inverse, order_only, along)
+                for w in range(at.shape[2])
+            ]
+
+    def _copies(self, key: str) -> int:
+        parent = self._each[0].root_of(key)
+        copies = self._common[key][0]
+        return copies if parent == key else copies * prod(self._common[parent])
+
+    def _framed(self, symmetry: Symmetry) -> Symmetry:
+        kind, key = symmetry.kind, symmetry.space.id
+        if key in self.unequal and kind is Kind.ORTHOGONAL_ONES:
+            kind = Kind.ORTHOGONAL  # what lies along the all-ones is taken out instead (Framed)
+        return replace(symmetry, kind=kind, slots=tuple(self._slots[key]))
+
+    def centred(self, name: str, tensor: torch.Tensor, model: int, spaces: Spaces) -> torch.Tensor:
+        """The tensor without what it writes along, or reads from, the all-ones of a stream of which only the rest is read."""
+        for key, place in spaces.at.get(name, ()):
+            ones = self._each[0].all[key].kind is Kind.ORTHOGONAL_ONES
+            if key not in self.unequal or not ones or place.order_only:
+                continue
+            there, block = self.there(name, place.axis, model), place.block(tensor)
+            real = torch.ones_like(place.positions, dtype=torch.bool) if there is None else there[place.positions]
+            real = real.all(2)[:, :, None].to(block)
+            mean = (block * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
+            tensor = tensor.clone()
+            place.write(tensor, (block - mean) * real)
+        return tensor
+
+
+class Framed(Weights):
+    """A model's canonical tensors in a frame, each made when it is asked for."""
+
+    def __init__(self, base: Weights, frame: Frame, model: int, spaces: Spaces) -> None:
+        super().__init__({})
+        self._base, self._frame, self._model, self._spaces = base, frame, model, spaces
+        self.alike = base.alike
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.exact(name).to(self._base.dtype(name))
+
+    def exact(self, name: str) -> torch.Tensor:
+        """The same in float64."""
+        exact = getattr(self._base, "exact", None)
+        own = self._base[name].detach().double() if exact is None else exact(name)
+        return self._frame.centred(name, self._frame.framed(name, own, self._model), self._model, self._spaces)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._base)
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._base
+
+    def shape(self, name: str) -> torch.Size:
+        """Its shape in the frame."""
+        return torch.Size(self._frame.shapes[name])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type in which it is given."""
+        return self._base.dtype(name)
+
+    def stored(self, name: str) -> torch.dtype:
+        """The type in which it is stored."""
+        return self._base.stored(name)
+
+
+def _sizes(spaces: Spaces) -> Sizes:
+    """Copies and units of every space; of one inside the units of another, the copies in each unit."""
+    found = {key: (s.copies, s.n) for key, s in spaces.all.items()}
+    for kids in spaces.inside.values():
+        found |= {kid.symmetry.space.id: (kid.owned.shape[1], kid.symmetry.n) for kid in kids}
+    return found
+
+
+def _most(key: str, sizes: Sequence[Sizes]) -> tuple[int, int]:
+    return max(own[key][0] for own in sizes), max(own[key][1] for own in sizes)
+
+
+def _spots(spaces: Spaces, sizes: Sizes, name: str, axis: int, length: int) -> list[_Spot]:
+    """Every position of an axis of one model by the spaces that hold it."""
+    held: list[list[tuple[Flags, tuple[int, int]]]] = [[] for _ in range(length)]
+    for key, place in spaces.at.get(name, ()):
+        if place.axis != axis:
+            continue
+        numbers, flags = (
+            _numbers(spaces, sizes, key),
+            (key, place.inverse, place.order_only, place.batch_axis is not None),
+        )
+        for c, units in enumerate(place.positions[: 1 if flags[3] else None].tolist()):
+            for u, at in enumerate(units):
+                for p in at:
+                    held[p].append((flags, (0 if flags[3] else numbers[c], u)))
+    found = []
+    for own in held:  # spaces.at names roots before what lies inside them
+        roots = [flags[0] for flags, _ in own if spaces.root_of(flags[0]) == flags[0]]
+        outside = [key for (key, *_), _ in own if spaces.root_of(key) not in (key, *roots)]
+        if len(own) > 1 and (len(roots) > 1 or outside or (not roots and len(own) > 1)):
+            raise UnequalError(f"aligned: units along axis {axis} of {name} belong to several spaces at once")
+        found.append(_Spot(tuple(flags for flags, _ in own), tuple(n for _, both in own for n in both)))
+    return found
+
+
+def _numbers(spaces: Spaces, sizes: Sizes, key: str) -> list[int]:
+    """Of every copy of a space: its number, or that within the unit that holds it."""
+    parent = spaces.root_of(key)
+    if parent == key:
+        return list(range(sizes[key][0]))
+    owned = next(kid.owned for kid in spaces.inside[parent] if kid.symmetry.space.id == key)
+    found = [0] * owned.numel()
+    for row in owned.tolist():
+        for j, copy in enumerate(row):
+            found[copy] = j
+    return found
+
+
+def _ranks(spots: Sequence[_Spot]) -> list[int]:
+    """The how manyth of its like every position is."""
+    ranks = [0] * len(spots)
+    order = sorted(range(len(spots)), key=lambda i: (spots[i], i))
+    for _, alike in groupby(order, key=lambda i: spots[i]):
+        for rank, i in enumerate(alike):
+            ranks[i] = rank
+    return ranks
+
+
+def _times(element: Element, writes: float, reads: float) -> Element:
+    if writes == reads == 1:
+        return element
+    if isinstance(element, Monomial):
+        eye = torch.eye(element.order.shape[1], dtype=torch.float64)[element.order]
+        factor = torch.ones_like(element.order, dtype=torch.float64) if element.factor is None else element.factor
+        return Dense(eye * factor[:, :, None] * writes, eye / factor[:, :, None] * reads, eye)
+    return Dense(element.matrix * writes, element.dual * reads, element.order)
+
+
+def _read_and_written(graph: FlowGraph) -> set[Axis]:
+    """Axes of tensors that layers read by as well as write by: a tied table has no length that suits both."""
+    pieces = [piece for node in graph.nodes for piece in node.pieces]
+    written = {(piece.tensor, piece.writes[0]) for piece in pieces if piece.writes is not None}
+    return written & {(piece.tensor, piece.reads[0]) for piece in pieces if piece.reads is not None}
+
+
+def _score_scale(side: Side) -> float:
+    """What scores of attentions are multiplied by, if all by the same; 1 where no operator tells."""
+    found = set()
+    for node in side.program.graph.nodes:
+        if node.op == "call_function" and "scaled_dot_product_attention" in operator_name(node):
+            scale = argument(node, 6, "scale")
+            found.add(float(scale) if scale is not None else node.args[0].meta["val"].shape[-1] ** -0.5)
+    return found.pop() if len(found) == 1 else 1.0
