@@ -14,7 +14,7 @@ from otfuse.align import balance
 from otfuse.align.aligned import Aligner
 from otfuse.core.dataset import Dataset
 from otfuse.core.options import Aligned
-from otfuse.errors import DataError, RecipeError, UsageError
+from otfuse.errors import DataError, RecipeError
 from otfuse.flow.proof.gate import change
 from otfuse.fusion.sides import traced
 from otfuse.io.parents import given
@@ -141,9 +141,6 @@ def test_a_rotation_that_is_not_exact_is_bought_up_to_the_tolerance():
 
 
 def test_what_cannot_be_done_is_said():
-    wide = build("vit", 1, hidden=24)
-    with pytest.raises(UsageError, match=r"equal widths.*otfusion"):
-        otfuse.fuse([build("vit"), wide], "aligned", verify=False)
     with pytest.raises(DataError, match=r"no data was given.*aligned"):
         otfuse.fuse(_pair(), "aligned-acts", verify=False)
     with pytest.raises(RecipeError, match=r"aligned.softness cannot be -1"):
@@ -152,11 +149,27 @@ def test_what_cannot_be_done_is_said():
         otfuse.fuse(_pair(), "aligned", options={"aligned.sofness": 1.0}, verify=False)
 
 
+def _narrow(seed, least):
+    """Six units of which two directions hardly are written."""
+    torch.manual_seed(seed)
+    parts = {"wide": torch.nn.Linear(6, 6, bias=False), "out": torch.nn.Linear(6, 2 if least is None else 6)}
+    model = Named(lambda m, x: m.out(m.wide(x)), parts)
+    with torch.no_grad():
+        u, s, v = torch.linalg.svd(model.wide.weight)
+        s[-2:] = 0 if least is None else least
+        model.wide.weight.copy_(u * s @ v)
+    return model
+
+
 def test_a_space_that_can_only_be_rotated_is_told():
-    models = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        parts = {"wide": torch.nn.Linear(3, 6), "out": torch.nn.Linear(6, 2)}  # six units of rank four
-        models.append(Named(lambda m, x: m.out(m.wide(x)), parts))
-    notes = otfuse.fuse(models, "aligned", example_inputs=(torch.randn(4, 3),), verify=False).report.notes
+    models = [_narrow(seed, 3e-6) for seed in (0, 1)]
+    notes = otfuse.fuse(models, "aligned", example_inputs=(torch.randn(4, 6),), verify=False).report.notes
     assert [note for note in notes if note.startswith("wide units: one side of it leaves directions unused")]
+
+
+def test_directions_that_are_not_used_at_all_do_no_harm():
+    model, inputs = _narrow(0, None), (torch.randn(4, 6),)
+    other = otfuse.equivalent(model, inputs, seed=1)
+    found = otfuse.fuse([model, other], "aligned", example_inputs=inputs, verify=False)
+    assert change(_outputs(found.model, inputs), _outputs(model, inputs)) < 1e-4
+    assert not any("leaves directions unused" in note for note in found.report.notes)

@@ -171,8 +171,7 @@ class Aligner:
                 element = element.after(first)
             if key in anchor:
                 element = anchor[key].inverse().after(element)
-            frame = self.form.frame
-            found[key] = element if frame is None else frame.scaled(key, element, number + 1)
+            found[key] = element
         return found
 
     def carried(self) -> tuple[tuple[dict[str, torch.Tensor], ...], tuple[Symmetry, ...]]:
@@ -203,7 +202,8 @@ class Aligner:
         assert frame is not None  # asked for then only
 
         def joined(name: str, axis: int) -> Matrix | None:
-            moves = [(place, maps[key]) for key, place in self.spaces.at.get(name, ()) if key in maps]
+            moves = frame.first(name, number + 1, self.spaces)
+            moves += [(place, maps[key]) for key, place in self.spaces.at.get(name, ()) if key in maps]
             return frame.joined(name, axis, carries(name, self.form.shapes[name], moves), number + 1)
 
         return self.form.own[number + 1], joined
@@ -320,6 +320,11 @@ class Aligner:
                 f"{name}: one side of it leaves directions unused, so it is only rotated, and a copy in another basis does not come back"
                 for name in dict.fromkeys(name for model in self._models for name in model.deficient)
             ]
+        if self.form.frame is not None and (sizes := self.form.frame.told(number + 1)):
+            told.append(
+                f"source {number + 1} has other sizes than the anchor ({sizes} units): where it has more, what the maps cannot keep is "
+                "left behind; where it has fewer, the others are zero in it"
+            )
         if source.shared:
             least = min(source.cosine.values())
             told.append(

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from otfuse.align.pair import Pair
-    from otfuse.core.graph import FlowGraph
     from otfuse.core.options import Aligned
     from otfuse.core.space import Space
 
@@ -35,14 +34,19 @@ class Cost:
     python: float
 
 
-def problems(graph: FlowGraph) -> list[tuple[str, int, int, str]]:
+def problems(pair: Pair) -> list[tuple[str, int, int, str]]:
     """(name, anchor units, source units, method) of every space that is aligned; its group is found when it runs."""
-    return [(s.name, s.size, s.size, "largest group") for s in graph.spaces if s.pinned is None]
+    theirs = {s.id: s.size for s in pair.source.graph.spaces}
+    spaces = [s for s in pair.anchor.graph.spaces if s.pinned is None]
+    return [(s.name, s.size, theirs.get(s.id, s.size), "largest group") for s in spaces]
 
 
 def cost(pairs: Sequence[Pair], options: Aligned, operators: int) -> Cost:
     """Of all sources: the maps of all spaces, one layer's tensors of both models, tables that are kept where they are small."""
-    graph, sources = pairs[0].anchor.graph, len(pairs)
+    sources, sides = len(pairs), [pairs[0].anchor, *(pair.source for pair in pairs)]
+    graph = max(
+        (side.graph for side in sides), key=lambda own: sum(map(prod, own.shapes.values()))
+    )  # all are as large in one frame
     free = [s for s in graph.spaces if s.pinned is None]
     sizes = {name: prod(shape) for name, shape in graph.shapes.items() if graph.ties.get(name, name) == name}
     layer = max((_layer(space, sizes) for space in free if space.kind != "stream"), default=0)

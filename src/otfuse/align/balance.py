@@ -28,6 +28,7 @@ _BALANCED = (Kind.INVERTIBLE, Kind.SCALING, Kind.POSITIVE, Kind.TURN)
 _PART = 1 << 24  # values of a part
 HELD = 1 << 30  # bytes that are kept
 _RANK = 1e-9  # least over largest eigenvalue of a Gram matrix
+_NOTHING = 1e-12  # of the largest eigenvalue: rounding of weights in single precision
 _ROUNDS, _STOP = 200, 1e-12  # where balanced spaces meet in one tensor (channels of a chain of convolutions)
 
 
@@ -171,19 +172,35 @@ def precision(values: int) -> torch.dtype:
 def _element(symmetry: Symmetry, writes: torch.Tensor, reads: torch.Tensor) -> Element | None:
     """The element that balances; None where a side leaves directions unused: there is nothing to balance by."""
     if symmetry.kind is Kind.INVERTIBLE:
-        idle = [g.diagonal(dim1=1, dim2=2) == 0 for g in (writes, reads)]  # units that the model lacks (align.frame)
-        eye = torch.diag_embed((idle[0] & idle[1]).to(writes))
-        writes, reads = writes + eye, reads + eye
+        read = _range(reads)  # what nothing reads, and then what nothing writes, changes nothing: it is taken out
+        writes = read @ writes @ read
+        used = _range(writes)
+        writes, reads = (_filled(used @ gram @ used, used) for gram in (writes, reads))
         if any(_is_deficient(gram) for gram in (writes, reads)):
             return None
         matrix = balance(writes, reads)
-        return Dense(matrix, torch.linalg.inv(matrix))  # symmetric
+        return Dense(matrix @ read, torch.linalg.inv(matrix) @ used)  # symmetric
     if symmetry.kind is Kind.TURN:
         factor = balance_factors(*(g.diagonal(dim1=1, dim2=2).sum(1) for g in (writes, reads)))
         eye = torch.eye(symmetry.n, dtype=torch.float64)
         return Dense(eye * factor[:, None, None], eye / factor[:, None, None])
     factor = balance_factors(writes, reads)
     return Monomial(torch.arange(symmetry.n).repeat(symmetry.copies, 1), factor)
+
+
+def _range(gram: torch.Tensor) -> torch.Tensor:
+    """The projection on what a Gram matrix is of, copy by copy: all, unless a model has fewer units than it has room for."""
+    values, vectors = torch.linalg.eigh(gram)
+    kept = (values > _NOTHING * values[:, -1:]).to(values)
+    found: torch.Tensor = (vectors * kept[:, None, :]) @ vectors.mT
+    return found
+
+
+def _filled(gram: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """The matrix with its largest eigenvalue in all directions that are not used (one, where none is)."""
+    largest = torch.linalg.eigvalsh(gram)[:, -1, None, None]
+    rest = torch.eye(gram.shape[-1], dtype=gram.dtype) - used
+    return gram + rest * torch.where(largest > 0, largest, 1.0)
 
 
 def _is_deficient(gram: torch.Tensor) -> bool:

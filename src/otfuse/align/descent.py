@@ -110,7 +110,7 @@ class Descent:
         if key in self._fixed:
             return state, 0.0
         signed, plain = problem.cross(symmetry, state, only)
-        found = best(symmetry.kind, signed, plain)
+        found = best(symmetry, signed, plain)
         trial = state | {key: found.after(state[key])}
         crossing = self.spaces.crossing(key)
         if crossing:  # there the inner product is no linear function of the map
@@ -183,12 +183,13 @@ class Descent:
         return state
 
 
-def best(kind: Kind, signed: torch.Tensor, plain: torch.Tensor) -> Element:
+def best(symmetry: Symmetry, signed: torch.Tensor, plain: torch.Tensor) -> Element:
     """The element of the group with the largest inner product: ``signed`` and ``plain`` as :meth:`Problem.cross` gives them."""
+    kind = symmetry.kind
     if kind in (Kind.ORTHOGONAL, Kind.INVERTIBLE):
         return _orthogonal(procrustes.orthogonal(signed))
     if kind is Kind.ORTHOGONAL_ONES:
-        return _orthogonal(procrustes.orthogonal_fixing_ones(signed))
+        return _orthogonal(procrustes.orthogonal_fixing_ones(signed, symmetry.ones))
     if kind is Kind.TURN:
         return _orthogonal(procrustes.turn(signed))
     if kind in (Kind.SIGNS, Kind.SCALING):

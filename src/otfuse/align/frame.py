@@ -16,20 +16,21 @@ import numpy as np
 import torch
 
 from otfuse.align import matrix
-from otfuse.align.elements import Dense, Monomial
+from otfuse.align.elements import Dense, carried
 from otfuse.align.spaces import Spaces
 from otfuse.core.alignment import AxisMap, Carry
 from otfuse.core.symmetry import Kind, Slot
 from otfuse.errors import UnequalError
 from otfuse.flow.rules.operators import argument, operator_name
 from otfuse.program.weights import Weights
+from otfuse.solve.procrustes import ones_basis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from otfuse.align.elements import Element
+    from otfuse.align.elements import Element, Place
     from otfuse.core.graph import FlowGraph
     from otfuse.core.symmetry import Symmetry
     from otfuse.measure.probe import Side
@@ -125,35 +126,23 @@ class Frame:
                 tensor = tensor.index_select(axis, torch.from_numpy(own.at[0]).to(tensor.device))
         return tensor
 
-    def there(self, name: str, axis: int, model: int) -> torch.Tensor | None:
-        """Which positions of an axis of the frame a model has; None: all."""
-        own = self._axes.get((name, axis))
-        if own is None:
-            return None
-        found = torch.zeros(own.size, dtype=torch.bool)
-        found[torch.from_numpy(own.at[model])] = True
-        return found
-
-    def scaled(self, key: str, element: Element, model: int) -> Element:
-        """The element of a space with the lengths that the anchor's sizes ask for.
-
-        A norm gives its units the same mean square however many they are: what writes into a stream takes the square root of the
-        ratio of widths, and what reads it the inverse. Scores of an attention that are divided by the root of a head's size differ
-        by the fourth root in queries and in keys.
-        """
-        space = next(s.space for s in self.own if s.space.id == key)
-        if space.kind == "query-key":
-            factor = (self._scores[model] / self._scores[0]) ** 0.5
-            return _times(element, factor, factor)
-        tied = any((p.tensor, p.axis) in self._tied for p in self._each[0].places[key])
-        if space.kind != "stream" or key not in self.unequal or tied:
-            return element
-        ours, theirs = (self._each[i].all[key].n for i in (0, model))
-        return _times(element, sqrt(ours / theirs), sqrt(theirs / ours))
-
     def units(self, key: str, model: int) -> tuple[int, int]:
         """How many units a map of the space joins in the anchor, and in that model."""
         return self._each[0].all[key].n, self._each[model].all[key].n
+
+    def told(self, model: int) -> str:
+        """Where a model's sizes are not the anchor's, with both; empty where they are."""
+        sizes = dict.fromkeys(
+            (
+                s.space.kind,
+                *self.units(s.space.id, model),
+                *(own[s.space.id][0] for own in (self._sizes[0], self._sizes[model])),
+            )
+            for s in self.own
+        )
+        units = [f"{kind} {theirs} to {ours}" for kind, ours, theirs, _, _ in sizes if ours != theirs]
+        copies = [f"{kind} {theirs} times to {ours} times" for kind, _, _, ours, theirs in sizes if ours != theirs]
+        return ", ".join(dict.fromkeys([*units, *copies]))
 
     # -- from carries of the frame to those between two models -------------------------------------------------------------
     def between(self, name: str, carries: Sequence[Carry], ndim: int) -> tuple[Carry, ...]:
@@ -192,6 +181,8 @@ class Frame:
     # -- laying it out -----------------------------------------------------------------------------------------------------
     def _add(self, name: str, axis: int, lengths: Sequence[int]) -> None:
         """One axis of one tensor: its blocks, the positions of every model in them, and the slots of the spaces there."""
+        if len(set(lengths)) == 1 and not any(p.axis == axis for own in self._each for _, p in own.at.get(name, ())):
+            return
         spots = [
             _spots(spaces, sizes, name, axis, n)
             for spaces, sizes, n in zip(self._each, self._sizes, lengths, strict=True)
@@ -251,24 +242,34 @@ class Frame:
         return copies if parent == key else copies * prod(self._common[parent])
 
     def _framed(self, symmetry: Symmetry) -> Symmetry:
-        kind, key = symmetry.kind, symmetry.space.id
-        if key in self.unequal and kind is Kind.ORTHOGONAL_ONES:
-            kind = Kind.ORTHOGONAL  # what lies along the all-ones is taken out instead (Framed)
-        return replace(symmetry, kind=kind, slots=tuple(self._slots[key]))
+        key = symmetry.space.id
+        ones = self._each[0].all[key].n if key in self.unequal else None
+        return replace(symmetry, slots=tuple(self._slots[key]), ones=ones)
 
-    def centred(self, name: str, tensor: torch.Tensor, model: int, spaces: Spaces) -> torch.Tensor:
-        """The tensor without what it writes along, or reads from, the all-ones of a stream of which only the rest is read."""
-        for key, place in spaces.at.get(name, ()):
-            ones = self._each[0].all[key].kind is Kind.ORTHOGONAL_ONES
-            if key not in self.unequal or not ones or place.order_only:
-                continue
-            there, block = self.there(name, place.axis, model), place.block(tensor)
-            real = torch.ones_like(place.positions, dtype=torch.bool) if there is None else there[place.positions]
-            real = real.all(2)[:, :, None].to(block)
-            mean = (block * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
-            tensor = tensor.clone()
-            place.write(tensor, (block - mean) * real)
-        return tensor
+    def first(self, name: str, model: int, spaces: Spaces) -> list[tuple[Place, Element]]:
+        """What brings a model's tensor to the lengths that the anchor's sizes ask for, and its all-ones to the anchor's.
+
+        A norm gives its units the same mean square however many they are: what writes into a stream takes the square root of the
+        ratio of widths, and what reads it the inverse. Scores of an attention that are divided by the root of a head's size differ
+        by the fourth root in queries and in keys. All-ones are turned where maps leave them in place.
+        """
+        found = [(place, self._first(key, model)) for key, place in spaces.at.get(name, ())]
+        return [(place, element) for place, element in found if element is not None]
+
+    def _first(self, key: str, model: int) -> Element | None:
+        symmetry, (ours, theirs) = self._each[0].all[key], self.units(key, model)
+        n, copies = self._common[key][1], self._copies(key)
+        eye = torch.eye(n, dtype=torch.float64).repeat(copies, 1, 1)
+        if symmetry.space.kind == "query-key":
+            factor = (self._scores[model] / self._scores[0]) ** 0.5
+            return None if factor == 1 else Dense(eye * factor, eye * factor)
+        if symmetry.space.kind != "stream" or ours == theirs:
+            return None
+        if symmetry.kind is Kind.ORTHOGONAL_ONES:
+            eye = (ones_basis(n, ours) @ ones_basis(n, theirs).T).repeat(copies, 1, 1)
+        tied = any((p.tensor, p.axis) in self._tied for p in self._each[0].places[key])
+        factor = 1.0 if tied else sqrt(ours / theirs)
+        return Dense(eye * factor, eye / factor)
 
 
 class Framed(Weights):
@@ -286,7 +287,8 @@ class Framed(Weights):
         """The same in float64."""
         exact = getattr(self._base, "exact", None)
         own = self._base[name].detach().double() if exact is None else exact(name)
-        return self._frame.centred(name, self._frame.framed(name, own, self._model), self._model, self._spaces)
+        framed = self._frame.framed(name, own, self._model)
+        return carried(framed, self._frame.first(name, self._model, self._spaces))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._base)
@@ -367,16 +369,6 @@ def _ranks(spots: Sequence[_Spot]) -> list[int]:
         for rank, i in enumerate(alike):
             ranks[i] = rank
     return ranks
-
-
-def _times(element: Element, writes: float, reads: float) -> Element:
-    if writes == reads == 1:
-        return element
-    if isinstance(element, Monomial):
-        eye = torch.eye(element.order.shape[1], dtype=torch.float64)[element.order]
-        factor = torch.ones_like(element.order, dtype=torch.float64) if element.factor is None else element.factor
-        return Dense(eye * factor[:, :, None] * writes, eye / factor[:, :, None] * reads, eye)
-    return Dense(element.matrix * writes, element.dual * reads, element.order)
 
 
 def _read_and_written(graph: FlowGraph) -> set[Axis]:

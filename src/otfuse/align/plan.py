@@ -80,7 +80,7 @@ def plan(pairs: Sequence[Pair], recipe: Recipe, task: Task, rates: Rates) -> Pla
     spaces = [(s.id, s.kind, s.size, theirs.get(s.id, 0)) for s in pairs[0].anchor.graph.spaces if s.pinned is None]
     solved = tuple((name, na, ns, method) for name, na, ns, method, *_ in problems)
     if recipe.scheme == "aligned":
-        solved = tuple(aligned_plan.problems(pairs[0].anchor.graph)) * len(pairs)
+        solved = tuple(problem for pair in pairs for problem in aligned_plan.problems(pair))
     return Plan(solved, tuple(spaces), needed_mib(pairs, recipe, task), _seconds(pairs, recipe, task, problems, rates))
 
 

@@ -89,7 +89,7 @@ def _rotation(problem: Problem, root: Symmetry, state: State, known: frozenset[P
     now, before = (u[:, :rank] @ v[:rank])[None], None
     for _ in range(_STEPS):
         total = first / values.sum() + sum(a @ now @ b for a, b in grams) / len(grams)
-        found = best(root.kind, total, torch.zeros_like(total)).dense()
+        found = best(root, total, torch.zeros_like(total)).dense()
         if before is not None and float((found - before).norm()) < _STILL:
             break
         now = before = found
@@ -97,7 +97,7 @@ def _rotation(problem: Problem, root: Symmetry, state: State, known: frozenset[P
 
 
 def _placed(root: Symmetry, cross: torch.Tensor, state: State) -> Dense:
-    return best(root.kind, cross, torch.zeros_like(cross)).after(state[root.space.id])  # type: ignore[return-value]
+    return best(root, cross, torch.zeros_like(cross)).after(state[root.space.id])  # type: ignore[return-value]
 
 
 def _grams(problem: Problem, root: Symmetry, known: frozenset[Place]) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -74,13 +74,15 @@ class Symmetry:
     """A space that is not pinned with its group: ``copies`` maps of ``n`` x ``n``.
 
     A rotary space of ``copies`` x ``size`` pairs has that many copies here, and n = 2. ``price`` is None for an exact
-    group, else what the carried source alone loses (a near-symmetry).
+    group, else what the carried source alone loses (a near-symmetry). ``ones``: how many units, the first, have a one in the
+    all-ones that a map leaves in place (None: all).
     """
 
     space: Space
     kind: Kind
     slots: Sequence[Slot]
     price: float | None = None
+    ones: int | None = None
 
     @property
     def copies(self) -> int:

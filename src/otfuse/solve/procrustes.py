@@ -21,25 +21,33 @@ def orthogonal(cross: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def orthogonal_fixing_ones(cross: torch.Tensor) -> torch.Tensor:
-    """The orthogonal matrix that leaves the all-ones vector in place, copy by copy: Procrustes on what is across it."""
+def orthogonal_fixing_ones(cross: torch.Tensor, count: int | None = None) -> torch.Tensor:
+    """The orthogonal matrix that leaves the all-ones vector (of the first ``count`` units) in place, copy by copy.
+
+    Procrustes on what is across it.
+    """
     n = cross.shape[-1]
-    basis = ones_basis(n)
+    basis = ones_basis(n, count)
     inner = (basis.T @ cross @ basis)[:, 1:, 1:]
     found = torch.eye(n, dtype=cross.dtype).repeat(len(cross), 1, 1)
     found[:, 1:, 1:] = orthogonal(inner)
     return basis @ found @ basis.T
 
 
-def ones_basis(n: int) -> torch.Tensor:
-    """An orthogonal matrix ``[n, n]`` whose first column is the all-ones vector over ``sqrt(n)``: a Householder reflection."""
-    ones = torch.full((n,), n**-0.5, dtype=torch.float64)
+def ones_basis(n: int, count: int | None = None) -> torch.Tensor:
+    """An orthogonal matrix ``[n, n]`` whose first column is the all-ones vector (of the first ``count`` units) of length one.
+
+    A Householder reflection.
+    """
+    count = n if count is None else count
+    ones = torch.zeros(n, dtype=torch.float64)
+    ones[:count] = count**-0.5
     ones[0] -= 1
     square = float(ones @ ones)
     return (
         torch.eye(n, dtype=torch.float64) - (2 / square) * torch.outer(ones, ones)
         if square > 0
-        else torch.eye(1).double()
+        else torch.eye(n, dtype=torch.float64)
     )
 
 
