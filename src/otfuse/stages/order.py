@@ -58,6 +58,14 @@ def order(recipe: Recipe) -> Order:
     return replace(first, stages=(*first.stages, recipe.scheme))
 
 
+def joined(found: Order, recipe: Recipe) -> Order:
+    """The same where models differ in size: there is no plain average of them, so it begins from an aligned one."""
+    if found.start is None or found.start.scheme != "average":
+        return found
+    begun = _begun(START, recipe)
+    return Order(begun.start, begun.name, found.stages)
+
+
 def _begun(start: str, recipe: Recipe) -> Order:
     """A start by the name that recipes give it."""
     if start == "anchor":

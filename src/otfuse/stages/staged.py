@@ -24,7 +24,7 @@ from otfuse.measure.room import require_room
 from otfuse.measure.targets import apart, require_variety, split, together
 from otfuse.program.run import Runner
 from otfuse.stages.guard import Guard
-from otfuse.stages.order import TRAINED, order
+from otfuse.stages.order import TRAINED, joined, order
 from otfuse.stages.plan import stages_mib, stages_plan
 from otfuse.stages.works import STAGES, course
 from otfuse.train.progress import Progress as Kept
@@ -85,6 +85,9 @@ class Staged:
             data, self._places, told = unlabelled(parents[0].module, data, seed=recipe.seed, **tokens)
             self._notes += told
             self.inputs = data
+        if _differ(parents) and joined(self._order, recipe) != self._order:
+            self._order = joined(self._order, recipe)
+            self._notes.append(f"sizes differ, so there is no plain average: begun from recipe {self._order.name}")
         begin = self._order.start or recipe.model_copy(update={"scheme": "average"})
         own = replace(asked, recipe=begin, data=data)
         self._job = Job(own, looks=data is not None, yields=recipe.scheme == "auto")
@@ -299,3 +302,9 @@ class Staged:
         self.note(*guard.notes())
         self.compared, self.compared_by = tuple(guard.rows), guard.by
         return weights
+
+
+def _differ(parents: Sequence[Parent]) -> bool:
+    """Whether tensors of one name have other shapes in one model than in another."""
+    ours, *others = (parent.weights for parent in parents)
+    return any(name in own and own.shape(name) != ours.shape(name) for own in others for name in ours)
