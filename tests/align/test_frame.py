@@ -78,7 +78,7 @@ def test_three_models_of_three_widths_are_joined_and_what_differs_is_told():
 def test_layers_are_calibrated_to_what_a_model_of_another_width_gives():
     narrow, wide, inputs = _pair("ViT")
     data = {"pixel_values": torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(3))}
-    options = {"calibrated.start": "aligned", "calibrated.norms": False}
+    options = {"calibrated.norms": False}  # begins from the plain average, where there is one
     same = otfuse.equivalent(_embedded(wide, narrow, inputs), inputs, seed=1)
     made = otfuse.fuse([narrow, same], "calibrated", data, options=options, verify=False).model
     assert change(_outputs(made, inputs), _outputs(narrow, inputs)) < 1e-4
@@ -87,6 +87,9 @@ def test_layers_are_calibrated_to_what_a_model_of_another_width_gives():
         figures = {row.name: row.figure for row in found.report.compared}
         assert figures["calibrated"] < figures["aligned"]
         assert not any("calibrated without" in note for note in found.report.notes)
+        assert any(
+            "sizes differ, so there is no plain average: begun from recipe aligned" in n for n in found.report.notes
+        )
 
 
 def test_outputs_of_a_layer_are_seen_in_the_units_of_the_anchor(monkeypatch):
