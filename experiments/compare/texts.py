@@ -1,6 +1,7 @@
 """Settings of text, Python's own: the topics of its documentation, and the source of its library; one tokenizer for both.
 
 Every model has width 64 and 3 layers and reads windows of 64 tokens; nine tenths of a text are trained on, one is held out.
+A BERT has to find its neighbours by position before it learns anything else: it reads 16 characters at a time, and longer.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from torch import nn
 
 from otfuse.core.dataset import Dataset
 
-WINDOW, TOKENS, VOCABULARY, STEPS = 64, 1536, 512, 700  # tokens of a window and of a training step
-MASK = PAD = VOCABULARY  # the first of two tokens that no text has; the other ends
+WINDOW, TOKENS, VOCABULARY = 64, 1536, 512  # tokens of a window and of a training step
+SHORT = {"bert": 16}  # windows of other lengths
+STEPS, RATE = {"bert": 2000}, {"bert": 1e-3}  # else 700 and 3e-3
+PAD = VOCABULARY  # the first of two tokens that no text has (of a BERT it is the mask); the other ends
 HIDDEN = 0.15  # share of tokens that a masked model has to guess
 ONE, TWO = ("documentation", "documentation"), ("documentation", "source")
 
@@ -37,9 +40,28 @@ def _source() -> str:
     return "\n".join(file.read_text(encoding="utf-8", errors="ignore") for file in files)[:460_000]
 
 
+def _both() -> dict[str, str]:
+    return {"documentation": _documentation(), "source": _source()}
+
+
 @lru_cache(maxsize=1)
-def _texts() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _alphabet() -> dict[str, int]:
+    return {letter: i for i, letter in enumerate(sorted(set("".join(_both().values()))))}
+
+
+def _texts(kind: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Tokens of both texts: nine tenths to train on, one held out."""
+    ids = _characters() if kind == "bert" else _tokens()
+    return {name: (t[: len(t) * 9 // 10], t[len(t) * 9 // 10 :]) for name, t in ids.items()}
+
+
+@lru_cache(maxsize=1)
+def _characters() -> dict[str, torch.Tensor]:
+    return {name: torch.tensor([_alphabet()[letter] for letter in text]) for name, text in _both().items()}
+
+
+@lru_cache(maxsize=1)
+def _tokens() -> dict[str, torch.Tensor]:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     made = Tokenizer(models.BPE())
@@ -47,10 +69,9 @@ def _texts() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    texts = {"documentation": _documentation(), "source": _source()}
+    texts = _both()
     made.train_from_iterator(texts.values(), trainer)
-    ids = {name: torch.tensor(made.encode(text).ids) for name, text in texts.items()}
-    return {name: (t[: len(t) * 9 // 10], t[len(t) * 9 // 10 :]) for name, t in ids.items()}
+    return {name: torch.tensor(made.encode(text).ids) for name, text in texts.items()}
 
 
 def _config(kind: str) -> Any:
@@ -67,8 +88,10 @@ def _config(kind: str) -> Any:
     if kind == "bert":
         still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         size = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
-        own = {"max_position_embeddings": WINDOW, "mask_token_id": MASK}
-        return transformers.BertConfig(**size, **own, **still, **more)
+        mask = len(_alphabet())
+        own = {"vocab_size": mask + 2, "mask_token_id": mask, "pad_token_id": mask, "eos_token_id": mask + 1}
+        read = {"max_position_embeddings": SHORT[kind], "initializer_range": 0.05}
+        return transformers.BertConfig(**size, **own, **read, **still)
     size = {"d_model": 64, "d_kv": 16, "d_ff": 256, "num_layers": 3, "num_heads": 4, "dropout_rate": 0.0}
     return transformers.T5Config(decoder_start_token_id=PAD, **size, **more)
 
@@ -86,7 +109,7 @@ def _read(kind: str, ids: torch.Tensor, chance: torch.Generator) -> dict[str, to
     """A batch with labels: the next token, hidden tokens, or the second half of a window from the first."""
     if kind == "bert":
         hidden = torch.rand(ids.shape, generator=chance) < HIDDEN
-        return {"input_ids": ids.masked_fill(hidden, MASK), "labels": ids.masked_fill(~hidden, -100)}
+        return {"input_ids": ids.masked_fill(hidden, len(_alphabet())), "labels": ids.masked_fill(~hidden, -100)}
     if kind == "t5":
         return {"input_ids": ids[:, : WINDOW // 2], "labels": ids[:, WINDOW // 2 :].contiguous()}
     return {"input_ids": ids, "labels": ids}
@@ -97,17 +120,18 @@ def _language(kind: str, text: str, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(500 + seed)
         made: Any = CLASSES[kind](_config(kind)).eval()
-    path = known.KEPT / f"{kind}-{text}-{seed}-{STEPS}.safetensors"
+    steps, rate, length = STEPS.get(kind, 700), RATE.get(kind, 3e-3), SHORT.get(kind, WINDOW)
+    path = known.KEPT / f"{kind}-{text}-{seed}-{steps}.safetensors"
     if path.exists():
         made.load_state_dict(load_file(path), strict=False)
         made.tie_weights()
         return made  # type: ignore[no-any-return]
-    tokens, chance = _texts()[text][0], torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(made.parameters(), lr=3e-3, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=STEPS, pct_start=0.1)
-    for _ in range(STEPS):
-        starts = torch.randint(0, len(tokens) - WINDOW, (TOKENS // WINDOW, 1), generator=chance)
-        loss = made(**_read(kind, tokens[starts + torch.arange(WINDOW)], chance)).loss
+    tokens, chance = _texts(kind)[text][0], torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(made.parameters(), lr=rate, weight_decay=0.05, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        starts = torch.randint(0, len(tokens) - length, (TOKENS // length, 1), generator=chance)
+        loss = made(**_read(kind, tokens[starts + torch.arange(length)], chance)).loss
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
@@ -118,9 +142,9 @@ def _language(kind: str, text: str, seed: int) -> nn.Module:
     return made  # type: ignore[no-any-return]
 
 
-def _windows(tokens: torch.Tensor, count: int) -> np.ndarray:
-    starts = np.linspace(0, len(tokens) - WINDOW, count).astype(np.int64)[:, None]
-    found: np.ndarray = tokens.numpy()[starts + np.arange(WINDOW)]
+def _windows(tokens: torch.Tensor, count: int, length: int) -> np.ndarray:
+    starts = np.linspace(0, len(tokens) - length, count).astype(np.int64)[:, None]
+    found: np.ndarray = tokens.numpy()[starts + np.arange(length)]
     return found
 
 
@@ -137,13 +161,15 @@ def _text(kind: str, seed: int, texts: tuple[str, str], windows: int = 256) -> S
     """``texts`` are what each parent learned; unlabelled windows and test windows come from both alike."""
     models = [_language(kind, text, 10 * seed + i) for i, text in enumerate(texts)]
     names = list(dict.fromkeys(texts))
-    inputs = np.concatenate([_windows(_texts()[n][0], windows) for n in names])
-    test = np.concatenate([_windows(_texts()[n][1], 300 // len(names)) for n in names])
+    tokens, length = _texts(kind), SHORT.get(kind, WINDOW)
+    per = WINDOW // length  # as many tokens in shorter windows
+    inputs = np.concatenate([_windows(tokens[n][0], per * windows, length) for n in names])
+    test = np.concatenate([_windows(tokens[n][1], per * 300 // len(names), length) for n in names])
     inputs = inputs[np.random.default_rng(seed).permutation(len(inputs))]
     asked = _inputs(kind, test)
     labels = np.split(test, 2, axis=1)[1] if kind == "t5" else None
     held_out = Dataset({"input_ids": asked["input_ids"]}, labels)
-    return Setting(models, _inputs(kind, inputs), held_out, batch=16)
+    return Setting(models, _inputs(kind, inputs), held_out, batch=16 * per)
 
 
 def text_gpt(seed: int) -> Setting:
@@ -162,7 +188,7 @@ def text_llama(seed: int) -> Setting:
 
 
 def text_bert(seed: int) -> Setting:
-    """Two BERTs, post-norm and tied, on one text; the loss is of 15 % hidden tokens."""
+    """Two BERTs, post-norm and tied, on one text in windows of 16 characters; the loss is of 15 % that are hidden."""
     return _text("bert", seed, ONE)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import groupby
-from math import prod, sqrt
+from math import isclose, prod, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -83,9 +83,9 @@ class Frame:
         self.unequal = frozenset(key for key in self._common if len({sizes[key] for sizes in self._sizes}) > 1)
         self._slots: dict[str, list[Slot]] = {key: [] for key in self._each[0].all}
         self._axes: dict[Axis, _Axis] = {}
-        ties = sides[0].graph.ties
+        graph = sides[0].graph
         for name, shape in shapes[0].items():
-            if ties.get(name, name) != name:
+            if graph.ties.get(name, name) != name or name in graph.unread:
                 continue
             theirs = [own.get(name, shape) for own in shapes]
             if len({len(own) for own in theirs}) > 1:
@@ -97,7 +97,8 @@ class Frame:
             name: tuple(self._axes[name, d].size if (name, d) in self._axes else n for d, n in enumerate(shape))
             for name, shape in shapes[0].items()
         }
-        self._scores = [_score_scale(side) for side in sides]
+        scalings = [_scalings(side) for side in sides]
+        self._ratios = [[own[name] / n for name, n in scalings[0].items() if n and name in own] for own in scalings]
         self._tied = _read_and_written(sides[0].graph)
         mixing = [slot for s in self.own if s.kind.mixes for slot in self._slots[s.space.id]]
         self._neutral = {(slot.tensor, slot.axis) for slot in mixing if slot.order_only}
@@ -256,12 +257,17 @@ class Frame:
         found = [(place, self._first(key, model)) for key, place in spaces.at.get(name, ())]
         return [(place, element) for place, element in found if element is not None]
 
+    def _score_factor(self, model: int, ratio: float) -> float:
+        """What queries, and keys, are multiplied by, if scores are scaled by the size of a head: once, or both of these."""
+        found = [scaled for scaled in self._ratios[model] if any(isclose(scaled, own) for own in (ratio, sqrt(ratio)))]
+        return sqrt(ratio) if found else 1.0
+
     def _first(self, key: str, model: int) -> Element | None:
         symmetry, (ours, theirs) = self._each[0].all[key], self.units(key, model)
         n, copies = self._common[key][1], self._copies(key)
         eye = torch.eye(n, dtype=torch.float64).repeat(copies, 1, 1)
         if symmetry.space.kind == "query-key":
-            factor = (self._scores[model] / self._scores[0]) ** 0.5
+            factor = self._score_factor(model, sqrt(ours / theirs))
             return None if factor == 1 else Dense(eye * factor, eye * factor)
         if symmetry.space.kind != "stream" or ours == theirs:
             return None
@@ -378,11 +384,14 @@ def _read_and_written(graph: FlowGraph) -> set[Axis]:
     return written & {(piece.tensor, piece.reads[0]) for piece in pieces if piece.reads is not None}
 
 
-def _score_scale(side: Side) -> float:
-    """What scores of attentions are multiplied by, if all by the same; 1 where no operator tells."""
-    found = set()
+def _scalings(side: Side) -> dict[str, float]:
+    """Numbers in the code that values are multiplied by, by the node that does it."""
+    found = {}
     for node in side.program.graph.nodes:
-        if node.op == "call_function" and "scaled_dot_product_attention" in operator_name(node):
+        name = operator_name(node) if node.op == "call_function" else ""
+        if "scaled_dot_product_attention" in name:
             scale = argument(node, 6, "scale")
-            found.add(float(scale) if scale is not None else node.args[0].meta["val"].shape[-1] ** -0.5)
-    return found.pop() if len(found) == 1 else 1.0
+            found[node.name] = float(scale) if scale is not None else node.args[0].meta["val"].shape[-1] ** -0.5
+        elif name in ("mul", "div") and isinstance(node.args[1], int | float) and node.args[1]:
+            found[node.name] = float(node.args[1]) ** (1 if name == "mul" else -1)
+    return found
