@@ -8,9 +8,8 @@ A source with fewer units than the anchor is carried without loss; of one with m
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import groupby
 from math import isclose, prod, sqrt
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ import torch
 from otfuse.align import matrix
 from otfuse.align.elements import Dense, carried
 from otfuse.align.spaces import Spaces
+from otfuse.align.spots import ranks_of, sizes_of, spots_of
 from otfuse.core.alignment import AxisMap, Carry
 from otfuse.core.symmetry import Kind, Slot
 from otfuse.errors import UnequalError
@@ -31,20 +31,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from otfuse.align.elements import Element, Place
+    from otfuse.align.spots import Flags, Sizes
     from otfuse.core.graph import FlowGraph
     from otfuse.core.symmetry import Symmetry
     from otfuse.measure.probe import Side
 
     Axis = tuple[str, int]  # tensor, axis
-    Sizes = dict[str, tuple[int, int]]  # by space: copies (of one inside another: in each of its units), units
-    Flags = tuple[str, bool, bool, bool]  # space, inverse, order only, copies along another axis
-
-
-class _Spot(NamedTuple):
-    """Where one position lies: the spaces that hold it, and its number in each, counted in units that hold it."""
-
-    held: tuple[Flags, ...]
-    at: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +70,7 @@ class Frame:
     ) -> None:
         self.own = tuple(found[0])  # the anchor's
         self._each = [Spaces(symmetries) for symmetries in found]
-        self._sizes = [_sizes(spaces) for spaces in self._each]
+        self._sizes = [sizes_of(spaces) for spaces in self._each]
         self._common = {key: _most(key, self._sizes) for key in self._each[0].all}
         self.unequal = frozenset(key for key in self._common if len({sizes[key] for sizes in self._sizes}) > 1)
         self._slots: dict[str, list[Slot]] = {key: [] for key in self._each[0].all}
@@ -182,16 +174,16 @@ class Frame:
     # -- laying it out -----------------------------------------------------------------------------------------------------
     def _add(self, name: str, axis: int, lengths: Sequence[int]) -> None:
         """One axis of one tensor: its blocks, the positions of every model in them, and the slots of the spaces there."""
-        if len(set(lengths)) == 1 and not any(p.axis == axis for own in self._each for _, p in own.at.get(name, ())):
+        if len(set(lengths)) == 1 and self._stays(name, axis):
             return
         spots = [
-            _spots(spaces, sizes, name, axis, n)
+            spots_of(spaces, sizes, name, axis, n)
             for spaces, sizes, n in zip(self._each, self._sizes, lengths, strict=True)
         ]
         kinds = [dict.fromkeys(spot.held for spot in own) for own in spots]
         if any(own.keys() != kinds[0].keys() for own in kinds):
             raise UnequalError(f"aligned: axis {axis} of {name} is held by other spaces in one model than in another")
-        start, ranks = 0, [_ranks(own) for own in spots]
+        start, ranks = 0, [ranks_of(own) for own in spots]
         blocks: dict[tuple[Flags, ...], _Block] = {}
         for held in kinds[0]:
             wide = {max((r for s, r in zip(own, rank, strict=True) if s.held == held), default=0) + 1
@@ -217,6 +209,27 @@ class Frame:
             self._axes[name, axis] = _Axis(start, tuple(at))
         for block in blocks.values():
             self._give_slots(name, axis, block, place)
+
+    def _stays(self, name: str, axis: int) -> bool:
+        """Whether the spaces along an axis are as large in all models, and lie alike: then it stays, with the anchor's slots."""
+        here = [{key for key, p in own.at.get(name, ()) if p.axis == axis} for own in self._each]
+        if any(key in self.unequal or self._each[0].root_of(key) in self.unequal for own in here for key in own):
+            return False
+        slots = [
+            [s for key in sorted(here[0]) for s in own.all[key].slots if (s.tensor, s.axis) == (name, axis)]
+            for own in self._each
+        ]
+        if any(own != here[0] for own in here) or len(set(map(len, slots))) > 1:
+            return False
+        pairs = [(one, other) for own in slots[1:] for one, other in zip(slots[0], own, strict=True)]
+        if not all(
+            np.array_equal(one.positions, other.positions) and one.inverse == other.inverse for one, other in pairs
+        ):
+            return False
+        for key in here[0]:
+            own = [s for s in self._each[0].all[key].slots if (s.tensor, s.axis) == (name, axis)]
+            self._slots[key] += own
+        return True
 
     def _counts(self, flags: Flags) -> tuple[int, int]:
         copies, n = self._common[flags[0]]
@@ -318,63 +331,8 @@ class Framed(Weights):
         return self._base.stored(name)
 
 
-def _sizes(spaces: Spaces) -> Sizes:
-    """Copies and units of every space; of one inside the units of another, the copies in each unit."""
-    found = {key: (s.copies, s.n) for key, s in spaces.all.items()}
-    for kids in spaces.inside.values():
-        found |= {kid.symmetry.space.id: (kid.owned.shape[1], kid.symmetry.n) for kid in kids}
-    return found
-
-
 def _most(key: str, sizes: Sequence[Sizes]) -> tuple[int, int]:
     return max(own[key][0] for own in sizes), max(own[key][1] for own in sizes)
-
-
-def _spots(spaces: Spaces, sizes: Sizes, name: str, axis: int, length: int) -> list[_Spot]:
-    """Every position of an axis of one model by the spaces that hold it."""
-    held: list[list[tuple[Flags, tuple[int, int]]]] = [[] for _ in range(length)]
-    for key, place in spaces.at.get(name, ()):
-        if place.axis != axis:
-            continue
-        numbers, flags = (
-            _numbers(spaces, sizes, key),
-            (key, place.inverse, place.order_only, place.batch_axis is not None),
-        )
-        for c, units in enumerate(place.positions[: 1 if flags[3] else None].tolist()):
-            for u, at in enumerate(units):
-                for p in at:
-                    held[p].append((flags, (0 if flags[3] else numbers[c], u)))
-    found = []
-    for own in held:  # spaces.at names roots before what lies inside them
-        roots = [flags[0] for flags, _ in own if spaces.root_of(flags[0]) == flags[0]]
-        outside = [key for (key, *_), _ in own if spaces.root_of(key) not in (key, *roots)]
-        if len(own) > 1 and (len(roots) > 1 or outside or (not roots and len(own) > 1)):
-            raise UnequalError(f"aligned: units along axis {axis} of {name} belong to several spaces at once")
-        found.append(_Spot(tuple(flags for flags, _ in own), tuple(n for _, both in own for n in both)))
-    return found
-
-
-def _numbers(spaces: Spaces, sizes: Sizes, key: str) -> list[int]:
-    """Of every copy of a space: its number, or that within the unit that holds it."""
-    parent = spaces.root_of(key)
-    if parent == key:
-        return list(range(sizes[key][0]))
-    owned = next(kid.owned for kid in spaces.inside[parent] if kid.symmetry.space.id == key)
-    found = [0] * owned.numel()
-    for row in owned.tolist():
-        for j, copy in enumerate(row):
-            found[copy] = j
-    return found
-
-
-def _ranks(spots: Sequence[_Spot]) -> list[int]:
-    """The how manyth of its like every position is."""
-    ranks = [0] * len(spots)
-    order = sorted(range(len(spots)), key=lambda i: (spots[i], i))
-    for _, alike in groupby(order, key=lambda i: spots[i]):
-        for rank, i in enumerate(alike):
-            ranks[i] = rank
-    return ranks
 
 
 def _read_and_written(graph: FlowGraph) -> set[Axis]:
