@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import otfuse as package
 from otfuse.calibrate.run import calibrate
 from otfuse.stages import works
+from otfuse.testing.small import grouped_lm
 from tiny import LENGTH, WORDS, build
 
 CHANCE = np.random.default_rng(0)
@@ -83,12 +84,15 @@ def test_layers_are_solved_towards_the_parents_whose_mean_they_begin_with(pairs,
         torch.testing.assert_close(own, (parents[0][name] + parents[1][name]) / 2, atol=1e-6, rtol=0)
 
 
-def test_auto_joins_unequal_widths_by_couplings_and_does_not_calibrate_them(pairs):
-    models = [pairs["vit"][0], build("vit", 1, layers=1, hidden=24)]
-    made = package.fuse(models, data=DATA["vit"], options=SHORT, verify=False)
-    assert any(n.startswith("not aligned by exact maps, but by recipe otfusion-wts") for n in made.report.notes)
-    assert any(n.startswith("nothing was calibrated: the models differ in size") for n in made.report.notes)
-    rows = [row.name for row in made.report.compared if row.kind == "stage"]
-    assert rows == ["otfusion-wts", "distilled"]
+@pytest.mark.parametrize("groups", [2, 1])  # queries of one key are followed otherwise than of several
+def test_auto_joins_unequal_widths_by_exact_maps_or_by_couplings(pairs, groups):
+    models = [pairs["llama"][0], grouped_lm(**WORDS, layers=1, hidden=32, heads=8, groups=groups, mlp=24, seed=1)]
+    made = package.fuse(models, data=DATA["llama"], options=SHORT, verify=False)
+    told, rows = made.report.notes, [row.name for row in made.report.compared if row.kind == "stage"]
+    assert any(n.startswith("not aligned by exact maps, but by recipe otfusion-wts") for n in told) == (groups == 1)
+    assert any(n.startswith("nothing was calibrated: the models differ in operators or in sizes") for n in told) == (
+        groups == 1
+    )
+    assert rows == (["aligned", "calibrated", "distilled"] if groups == 2 else ["otfusion-wts", "distilled"])
     assert all(bool(t.isfinite().all()) for t in made.model.state_dict().values())
     assert made.model.config.hidden_size == 16

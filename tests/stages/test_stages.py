@@ -12,8 +12,9 @@ from torch import nn
 
 import otfuse
 import tiny
+from otfuse.align import canonical
 from otfuse.core.recipe import read
-from otfuse.errors import DataError, DivergedError, MatchError, SolveError
+from otfuse.errors import DataError, DivergedError, MatchError, SolveError, UnequalError
 from otfuse.pipeline import DEFAULT_RECIPE
 from otfuse.stages import order, works
 from otfuse.stages.order import Order
@@ -225,11 +226,18 @@ def test_orders_by_recipe():
     assert order.order(anchor) == Order(None, "anchor", ("distilled",))
 
 
-def test_auto_trains_a_parent_where_nothing_can_be_calibrated(vits):
+def test_auto_trains_a_parent_where_nothing_can_be_calibrated(vits, monkeypatch):
+    def refused(*_):
+        raise UnequalError("no map joins these")
+
+    monkeypatch.setattr(canonical, "Frame", refused)
     wider = tiny.build("vit", 1, layers=1, hidden=24)
     options = {"auto.steps": 1, "distilled.learning_rate": 1e-12}
     made = fuse([vits[0], wider], MANY, "auto", **options)
-    assert any(note.startswith("nothing was calibrated: the models differ in size") for note in made.report.notes)
+    assert any(
+        note.startswith("nothing was calibrated: the models differ in operators or in sizes")
+        for note in made.report.notes
+    )
     assert any(note.startswith("distilled from ViTForImageClassification 0: its") for note in made.report.notes)
     for name, tensor in vits[0].state_dict().items():
         torch.testing.assert_close(made.model.state_dict()[name], tensor, atol=1e-6, rtol=0)
