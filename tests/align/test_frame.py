@@ -7,7 +7,6 @@ import torch
 
 import otfuse
 from any_width import NARROW, WIDER, Small, drawn
-from otfuse.calibrate import between
 from otfuse.errors import UnequalError
 from otfuse.flow.proof.gate import change
 from tiny import build
@@ -90,27 +89,6 @@ def test_layers_are_calibrated_to_what_a_model_of_another_width_gives():
         assert any(
             "sizes differ, so there is no plain average: begun from recipe aligned" in n for n in found.report.notes
         )
-
-
-def test_outputs_of_a_layer_are_seen_in_the_units_of_the_anchor(monkeypatch):
-    narrow, wide, inputs = _pair("all but heads")
-    embedded, gaps = _embedded(wide, narrow, inputs), []
-    plain = between.Between.seen
-
-    def compared(self, layers, anchor):
-        side, carried, views = plain(self, layers, anchor)
-        gaps.append((layers, views))
-        return side, carried, views
-
-    monkeypatch.setattr(between.Between, "seen", compared)
-    data = {"x": torch.randn(32, 6, 5, generator=torch.Generator().manual_seed(4))}
-    options = {"calibrated.start": "aligned", "calibrated.norms": False, "calibrated.sweeps": 1}
-    made = otfuse.fuse([narrow, embedded], "calibrated", data, options=options, verify=False).model
-    assert change(_outputs(made, inputs), _outputs(narrow, inputs)) < 1e-4
-    (layers, views), *_ = gaps
-    sizes = [layer.form.matrix(layer.form.weight.meta["val"]).shape[1] for group in layers.groups for layer in group]
-    assert [n for n in sizes if n in (8, 6, 10)]
-    assert [len(own) for own in views] == [len(group) for group in layers.groups]
 
 
 def test_refining_and_distilling_begin_from_there_and_auto_calibrates():
