@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -68,9 +69,16 @@ def test_two_stages_that_learn_keep_their_progress_apart(otfuse, models, data, t
     assert all(bool(t.isfinite().all()) for t in load_file(tmp_path / "out" / "model.safetensors").values())
 
 
-@pytest.mark.parametrize("start", ["plain", "aligned", "refined"])
-def test_layers_are_solved_towards_the_parents_whose_mean_they_begin_with(pairs, start, monkeypatch):
-    asked = []
+@pytest.mark.parametrize(
+    ("start", "shared"), [("plain", False), ("aligned", False), ("refined", False), ("refined", True)]
+)
+def test_layers_are_solved_towards_the_parents_whose_mean_they_begin_with(pairs, start, shared, monkeypatch):
+    asked, models = [], list(pairs["vit"])
+    if shared:
+        models[1] = copy.deepcopy(models[0])
+        with torch.no_grad():
+            for p in models[1].parameters():
+                p.mul_(1 + 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
 
     def seen(parents, weights, *rest, **more):
         asked.append(([dict(side.weights) for side in parents], weights))
@@ -78,7 +86,7 @@ def test_layers_are_solved_towards_the_parents_whose_mean_they_begin_with(pairs,
 
     monkeypatch.setattr(works, "calibrate", seen)
     options = SHORT | {"calibrated.start": start}
-    package.fuse(pairs["vit"], "calibrated", data=DATA["vit"], options=options, verify=False)
+    package.fuse(models, "calibrated", data=DATA["vit"], options=options, verify=False)
     ((parents, weights),) = asked
     for name, own in weights.items():
         torch.testing.assert_close(own, (parents[0][name] + parents[1][name]) / 2, atol=1e-6, rtol=0)

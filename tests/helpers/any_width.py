@@ -38,11 +38,12 @@ WIDER = {
 }
 
 
-def drawn(module, seed=0):
+def drawn(module, seed=0, spread=0.3):
+    """The module with every parameter mattering: matrices keep the scale of what they read, gains lie around one."""
     chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
             noise = torch.randn(p.shape, generator=chance)
             gain = p.ndim == 1 and name.endswith("weight")
-            p.copy_(1 + 0.3 * noise if gain else noise * (0.3 if p.ndim == 1 else p.shape[-1] ** -0.5))
+            p.copy_(1 + spread * noise if gain else noise * (spread if p.ndim == 1 else p.shape[-1] ** -0.5))
     return module.eval()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from transformers import ViTImageProcessorPil
 
+from any_width import drawn
 from otfuse.testing import small
 from otfuse.testing.text import tokenizer
 
@@ -25,13 +25,7 @@ def build(kind, seed=0, **sizes):
         model = small.grouped_lm(**WORDS, **(sizes | {"heads": 4, "groups": 2}))
     else:
         model = {"bert": small.masked_lm, "gpt2": small.causal_lm}[kind](**WORDS, **sizes)
-    chance = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=chance)
-            gain = p.ndim == 1 and name.endswith("weight")
-            p.copy_(1 + 0.2 * noise if gain else noise * (0.2 if p.ndim == 1 else p.shape[-1] ** -0.5))
-    return model
+    return drawn(model, seed, spread=0.2)
 
 
 def save(model, folder):

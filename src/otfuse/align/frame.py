@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from otfuse.align import matrix
-from otfuse.align.elements import Dense, carried
+from otfuse.align.elements import Dense, Monomial, carried
 from otfuse.align.spaces import Spaces
 from otfuse.align.spots import ranks_of, sizes_of, spots_of
 from otfuse.core.alignment import AxisMap, Carry
@@ -73,6 +73,7 @@ class Frame:
         self._sizes = [sizes_of(spaces) for spaces in self._each]
         self._common = {key: _most(key, self._sizes) for key in self._each[0].all}
         self.unequal = frozenset(key for key in self._common if len({sizes[key] for sizes in self._sizes}) > 1)
+        self._firsts: dict[tuple[str, int], Element | None] = {}  # by space and model, once asked for
         self._slots: dict[str, list[Slot]] = {key: [] for key in self._each[0].all}
         self._axes: dict[Axis, _Axis] = {}
         graph = sides[0].graph
@@ -267,8 +268,13 @@ class Frame:
         ratio of widths, and what reads it the inverse. Scores of an attention that are divided by the root of a head's size differ
         by the fourth root in queries and in keys. All-ones are turned where maps leave them in place.
         """
-        found = [(place, self._first(key, model)) for key, place in spaces.at.get(name, ())]
-        return [(place, element) for place, element in found if element is not None]
+        found = []
+        for key, place in spaces.at.get(name, ()):
+            if (key, model) not in self._firsts:
+                self._firsts[key, model] = self._first(key, model)
+            element = self._firsts[key, model]
+            found += [] if element is None else [(place, element)]
+        return found
 
     def _score_factor(self, model: int, ratio: float) -> float:
         """What queries, and keys, are multiplied by, if scores are scaled by the size of a head: once, or both of these."""
@@ -278,17 +284,18 @@ class Frame:
     def _first(self, key: str, model: int) -> Element | None:
         symmetry, (ours, theirs) = self._each[0].all[key], self.units(key, model)
         n, copies = self._common[key][1], self._copies(key)
-        eye = torch.eye(n, dtype=torch.float64).repeat(copies, 1, 1)
         if symmetry.space.kind == "query-key":
             factor = self._score_factor(model, sqrt(ours / theirs))
-            return None if factor == 1 else Dense(eye * factor, eye * factor)
+            both = factor * torch.eye(n, dtype=torch.float64).repeat(copies, 1, 1)
+            return None if factor == 1 else Dense(both, both)
         if symmetry.space.kind != "stream" or ours == theirs:
             return None
-        if symmetry.kind is Kind.ORTHOGONAL_ONES:
-            eye = (ones_basis(n, ours) @ ones_basis(n, theirs).T).repeat(copies, 1, 1)
         tied = any((p.tensor, p.axis) in self._tied for p in self._each[0].places[key])
         factor = 1.0 if tied else sqrt(ours / theirs)
-        return Dense(eye * factor, eye / factor)
+        if symmetry.kind is Kind.ORTHOGONAL_ONES:
+            turn = (ones_basis(n, ours) @ ones_basis(n, theirs).T).repeat(copies, 1, 1)
+            return Dense(turn * factor, turn / factor)
+        return Monomial(torch.arange(n).repeat(copies, 1), torch.full((copies, n), factor, dtype=torch.float64))
 
 
 class Framed(Weights):

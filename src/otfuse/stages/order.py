@@ -58,7 +58,7 @@ def order(recipe: Recipe) -> Order:
     return replace(first, stages=(*first.stages, recipe.scheme))
 
 
-def joined(found: Order, recipe: Recipe) -> Order:
+def without_plain(found: Order, recipe: Recipe) -> Order:
     """The same where models differ in size: there is no plain average of them, so it begins from an aligned one."""
     if found.start is None or found.start.scheme != "average":
         return found

@@ -24,7 +24,7 @@ from otfuse.measure.room import require_room
 from otfuse.measure.targets import apart, require_variety, split, together
 from otfuse.program.run import Runner
 from otfuse.stages.guard import Guard
-from otfuse.stages.order import TRAINED, joined, order
+from otfuse.stages.order import TRAINED, order, without_plain
 from otfuse.stages.plan import stages_mib, stages_plan
 from otfuse.stages.works import STAGES, course
 from otfuse.train.progress import Progress as Kept
@@ -85,9 +85,9 @@ class Staged:
             data, self._places, told = unlabelled(parents[0].module, data, seed=recipe.seed, **tokens)
             self._notes += told
             self.inputs = data
-        if _differ(parents) and joined(self._order, recipe) != self._order:
-            self._order = joined(self._order, recipe)
-            self._notes.append(f"sizes differ, so there is no plain average: begun from recipe {self._order.name}")
+        if _differ(parents) and (aligned := without_plain(self._order, recipe)) is not self._order:
+            self._order = aligned
+            self._notes.append(f"sizes differ, so there is no plain average: begun from recipe {aligned.name}")
         begin = self._order.start or recipe.model_copy(update={"scheme": "average"})
         own = replace(asked, recipe=begin, data=data)
         self._job = Job(own, looks=data is not None, yields=recipe.scheme == "auto")
@@ -172,15 +172,14 @@ class Staged:
 
         Where widths differ, each source as it is, with the maps that join it to the anchor.
         """
-        if not self.moved:
-            return self.sides
         aligner = self._job.aligner
+        if aligner is None or (self.in_basis is None and not self.moved):
+            return self.sides
         models = self.in_basis or self.carried().models
         found: list[Side | Between] = [replace(side, weights=own) for side, own in zip(self.sides, models, strict=True)]
-        if aligner is not None and aligner.unequal:
-            for k, side in enumerate(self.sides[1:]):
-                own, joined = aligner.joins(k)
-                found[k + 1] = Between(replace(side, weights=own), models[k + 1], joined)
+        for k, side in enumerate(self.sides[1:] if aligner.unequal else ()):
+            own, joined = aligner.joins(k)
+            found[k + 1] = Between(replace(side, weights=own), models[k + 1], joined)
         return found
 
     def carried(self) -> Carried:
