@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import otfuse
+from align_copies import probe
 from any_width import NARROW, WIDER, Small, drawn
-from otfuse.errors import UnequalError
 from otfuse.flow.proof.gate import change
 from tiny import build
 
@@ -38,8 +38,8 @@ def _outputs(model, inputs):
     return (result if isinstance(result, torch.Tensor) else result.logits,)
 
 
-def _fused(models, inputs, recipe="aligned", **options):
-    return otfuse.fuse(models, recipe, example_inputs=inputs, options=options, verify=False)
+def _fused(models, inputs, recipe="aligned", data=None, **options):
+    return otfuse.fuse(models, recipe, data, example_inputs=inputs, options=options, verify=False)
 
 
 def _embedded(wide, narrow, inputs):
@@ -101,7 +101,18 @@ def test_refining_and_distilling_begin_from_there_and_auto_calibrates():
     assert [row.name for row in auto.report.compared if row.kind == "stage"][:2] == ["aligned", "calibrated"]
 
 
-def test_what_they_compute_does_not_align_them():
-    narrow, wide, inputs = _pair("ViT")
-    with pytest.raises(UnequalError, match=r"joins models of equal widths only.*otfusion-acts"):
-        otfuse.fuse([narrow, wide], "aligned-acts", inputs, verify=False)
+@pytest.mark.parametrize("name", ["all but heads", "ViT"])
+def test_a_wider_model_that_computes_the_same_comes_back_by_what_it_computes(name):
+    narrow, wide, inputs = _pair(name)
+    other = otfuse.equivalent(_embedded(wide, narrow, inputs), inputs, seed=1)
+    back = _fused([narrow, other], inputs, "aligned-acts", data=probe(narrow, inputs, rows=64)).model
+    assert change(_outputs(back, inputs), _outputs(narrow, inputs)) < ROUNDING
+
+
+def test_three_models_of_three_widths_are_joined_by_what_they_compute():
+    narrow, wide, inputs = _pair("all but heads")
+    embedded = _embedded(wide, narrow, inputs)
+    middle = _embedded(drawn(Small(**(NARROW | {"mlp": 15})), 2), narrow, inputs)
+    models = [narrow, *(otfuse.equivalent(model, inputs, seed=2) for model in (embedded, middle))]
+    back = _fused(models, inputs, "aligned-acts", data=probe(narrow, inputs, rows=64)).model
+    assert change(_outputs(back, inputs), _outputs(narrow, inputs)) < ROUNDING

@@ -21,12 +21,12 @@ from otfuse.align.canonical import Canonical, canonical, cosines, equal
 from otfuse.align.carries import carries
 from otfuse.align.descent import Descent, softened
 from otfuse.align.elements import Monomial, carried
+from otfuse.align.frame import Unframed
 from otfuse.align.near import price, rotated
 from otfuse.align.several import AmongMoments, AmongTensors
 from otfuse.align.spaces import Spaces
 from otfuse.align.starts import outward
 from otfuse.core.alignment import SpaceReport
-from otfuse.errors import UnequalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -105,18 +105,21 @@ class Aligner:
         among: Among = self._tensors
         if self._options.features == "activations" and not self.shared:
             assert self._data is not None  # the recipe was checked
-            if self.form.frame is not None:
-                raise UnequalError(
-                    "aligned.features activations: joins models of equal widths only; compare weights (aligned.features: weights), "
-                    "or use a recipe of scheme otfusion (otfusion-acts) for these"
-                )
-            sides = [replace(s, weights=m.whole()) for s, m in zip(self._sides, self._models, strict=True)]
-            among = AmongMoments(sides, self.spaces, self._shares, self._data, self._telling("measure"))
+            among = AmongMoments(
+                self._balanced(), self.spaces, self._shares, self._data, self._telling("measure"), self.form.frame
+            )
         self._sources = []
         self._sources = [self._aligned(among, k, *own) for k, own in enumerate(told, 1)]
         self.spreads = self._together(among)
         if isinstance(among, AmongMoments) and among.seen != set(self.spaces.all):
             self._complete(among.seen)
+
+    def _balanced(self) -> list[Side]:
+        """All models with canonical, balanced weights, each in its own sizes."""
+        found, frame = [model.whole() for model in self._models], self.form.frame
+        if frame is not None:
+            found = [Unframed(own, frame, k, self.spaces) for k, own in enumerate(found)]
+        return [replace(side, weights=own) for side, own in zip(self._sides, found, strict=True)]
 
     def _widen(self, told: Sequence[tuple[dict[str, float], bool]]) -> None:
         """Rotations of streams that do not tolerate them exactly, kept if no carried source loses more than the tolerance."""

@@ -7,8 +7,9 @@ A source with fewer units than the anchor is carried without loss; of one with m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import isclose, prod, sqrt
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isclose, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,44 +17,22 @@ import torch
 
 from otfuse.align import matrix
 from otfuse.align.elements import Dense, Monomial, carried
+from otfuse.align.laid import Laid
 from otfuse.align.spaces import Spaces
-from otfuse.align.spots import ranks_of, sizes_of, spots_of
 from otfuse.core.alignment import AxisMap, Carry
-from otfuse.core.symmetry import Kind, Slot
+from otfuse.core.symmetry import Kind
 from otfuse.errors import UnequalError
 from otfuse.flow.rules.operators import argument, operator_name
 from otfuse.program.weights import Weights
 from otfuse.solve.procrustes import ones_basis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Iterator, Sequence
 
     from otfuse.align.elements import Element, Place
-    from otfuse.align.spots import Flags, Sizes
     from otfuse.core.graph import FlowGraph
     from otfuse.core.symmetry import Symmetry
     from otfuse.measure.probe import Side
-
-    Axis = tuple[str, int]  # tensor, axis
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Block:
-    """Positions of an axis that the same spaces hold: ``sizes`` counts along all of them, then what they do not tell apart."""
-
-    held: tuple[Flags, ...]
-    sizes: tuple[int, ...]
-    start: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Axis:
-    """One axis of the frame: ``at[model]`` are the frame's positions of that model's."""
-
-    size: int
-    at: tuple[NDArray[np.int64], ...]
 
 
 class Frame:
@@ -69,13 +48,9 @@ class Frame:
         shapes: Sequence[Mapping[str, tuple[int, ...]]],
     ) -> None:
         self.own = tuple(found[0])  # the anchor's
-        self._each = [Spaces(symmetries) for symmetries in found]
-        self._sizes = [sizes_of(spaces) for spaces in self._each]
-        self._common = {key: _most(key, self._sizes) for key in self._each[0].all}
-        self.unequal = frozenset(key for key in self._common if len({sizes[key] for sizes in self._sizes}) > 1)
-        self._firsts: dict[tuple[str, int], Element | None] = {}  # by space and model, once asked for
-        self._slots: dict[str, list[Slot]] = {key: [] for key in self._each[0].all}
-        self._axes: dict[Axis, _Axis] = {}
+        self._laid = Laid([Spaces(symmetries) for symmetries in found])
+        self.each, self._axes = self._laid.each, self._laid.axes
+        self._known = dict[tuple[str, int, int], tuple["Element | None", "Element | None"]]()
         graph = sides[0].graph
         for name, shape in shapes[0].items():
             if graph.ties.get(name, name) != name or name in graph.unread:
@@ -84,7 +59,7 @@ class Frame:
             if len({len(own) for own in theirs}) > 1:
                 raise UnequalError(f"aligned: {name} has other dimensions in one model than in another")
             for axis in range(len(shape)):
-                self._add(name, axis, [own[axis] for own in theirs])
+                self._laid.add(name, axis, [own[axis] for own in theirs])
         self.symmetries = tuple(self._framed(s) for s in self.own)
         self.shapes = {
             name: tuple(self._axes[name, d].size if (name, d) in self._axes else n for d, n in enumerate(shape))
@@ -93,7 +68,7 @@ class Frame:
         scalings = [_scalings(side) for side in sides]
         self._ratios = [[own[name] / n for name, n in scalings[0].items() if n and name in own] for own in scalings]
         self._tied = _read_and_written(sides[0].graph)
-        mixing = [slot for s in self.own if s.kind.mixes for slot in self._slots[s.space.id]]
+        mixing = [slot for s in self.own if s.kind.mixes for slot in self._laid.slots[s.space.id]]
         self._neutral = {(slot.tensor, slot.axis) for slot in mixing if slot.order_only}
 
     # -- what a model is in the frame ----------------------------------------------------------------------------------
@@ -112,17 +87,17 @@ class Frame:
                 tensor = torch.full(shape, float(fill), dtype=tensor.dtype).index_copy(axis, index, tensor)
         return tensor
 
-    def taken(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """What is the anchor's of a tensor in the frame."""
+    def taken(self, name: str, tensor: torch.Tensor, model: int = 0) -> torch.Tensor:
+        """What is the anchor's, or another model's, of a tensor in the frame."""
         for axis in range(tensor.ndim):
             own = self._axes.get((name, axis))
             if own is not None:
-                tensor = tensor.index_select(axis, torch.from_numpy(own.at[0]).to(tensor.device))
+                tensor = tensor.index_select(axis, torch.from_numpy(own.at[model]).to(tensor.device))
         return tensor
 
     def units(self, key: str, model: int) -> tuple[int, int]:
         """How many units a map of the space joins in the anchor, and in that model."""
-        return self._each[0].all[key].n, self._each[model].all[key].n
+        return self.each[0].all[key].n, self.each[model].all[key].n
 
     def told(self, model: int) -> str:
         """Where a model's sizes are not the anchor's, with both; empty where they are."""
@@ -130,7 +105,7 @@ class Frame:
             (
                 s.space.kind,
                 *self.units(s.space.id, model),
-                *(own[s.space.id][0] for own in (self._sizes[0], self._sizes[model])),
+                *(own[s.space.id][0] for own in (self._laid.sizes[0], self._laid.sizes[model])),
             )
             for s in self.own
         )
@@ -172,130 +147,77 @@ class Frame:
         rows = np.flatnonzero(ours >= 0)
         return AxisMap(own.axis, matrix.take(own.matrix, rows, np.arange(len(own.source))), ours[rows], own.source)
 
-    # -- laying it out -----------------------------------------------------------------------------------------------------
-    def _add(self, name: str, axis: int, lengths: Sequence[int]) -> None:
-        """One axis of one tensor: its blocks, the positions of every model in them, and the slots of the spaces there."""
-        if len(set(lengths)) == 1 and self._stays(name, axis):
-            return
-        spots = [
-            spots_of(spaces, sizes, name, axis, n)
-            for spaces, sizes, n in zip(self._each, self._sizes, lengths, strict=True)
-        ]
-        kinds = [dict.fromkeys(spot.held for spot in own) for own in spots]
-        if any(own.keys() != kinds[0].keys() for own in kinds):
-            raise UnequalError(f"aligned: axis {axis} of {name} is held by other spaces in one model than in another")
-        start, ranks = 0, [ranks_of(own) for own in spots]
-        blocks: dict[tuple[Flags, ...], _Block] = {}
-        for held in kinds[0]:
-            wide = {max((r for s, r in zip(own, rank, strict=True) if s.held == held), default=0) + 1
-                    for own, rank in zip(spots, ranks, strict=True)}  # fmt: skip
-            if not held and len(wide) > 1:
-                raise UnequalError(
-                    f"aligned: {name} has {' and '.join(map(str, sorted(set(lengths))))} places along axis {axis} that stay in "
-                    "their order, in one model and in another; give models that agree in these"
-                )
-            sizes = tuple(n for flags in held for n in self._counts(flags))
-            blocks[held] = _Block(held, (*sizes, max(wide)), start)
-            start += prod(sizes) * max(wide)
-        at = [
-            np.array([blocks[s.held].start + int(np.ravel_multi_index((*s.at, r), blocks[s.held].sizes))
-                      for s, r in zip(own, rank, strict=True)], np.int64)
-            for own, rank in zip(spots, ranks, strict=True)
-        ]  # fmt: skip
-        place = np.arange(start)
-        if all(len(own) == start for own in at):  # nobody lacks anything: in the anchor's own order
-            place[at[0]] = np.arange(start)
-            at = [place[own] for own in at]
-        if any(len(own) != start or (own != np.arange(start)).any() for own in at):
-            self._axes[name, axis] = _Axis(start, tuple(at))
-        for block in blocks.values():
-            self._give_slots(name, axis, block, place)
-
-    def _stays(self, name: str, axis: int) -> bool:
-        """Whether the spaces along an axis are as large in all models, and lie alike: then it stays, with the anchor's slots."""
-        here = [{key for key, p in own.at.get(name, ()) if p.axis == axis} for own in self._each]
-        if any(key in self.unequal or self._each[0].root_of(key) in self.unequal for own in here for key in own):
-            return False
-        slots = [
-            [s for key in sorted(here[0]) for s in own.all[key].slots if (s.tensor, s.axis) == (name, axis)]
-            for own in self._each
-        ]
-        if any(own != here[0] for own in here) or len(set(map(len, slots))) > 1:
-            return False
-        pairs = [(one, other) for own in slots[1:] for one, other in zip(slots[0], own, strict=True)]
-        if not all(
-            np.array_equal(one.positions, other.positions) and one.inverse == other.inverse for one, other in pairs
-        ):
-            return False
-        for key in here[0]:
-            own = [s for s in self._each[0].all[key].slots if (s.tensor, s.axis) == (name, axis)]
-            self._slots[key] += own
-        return True
-
-    def _counts(self, flags: Flags) -> tuple[int, int]:
-        copies, n = self._common[flags[0]]
-        return (1 if flags[3] else copies), n
-
-    def _give_slots(self, name: str, axis: int, block: _Block, place: NDArray[np.int64]) -> None:
-        numbers = place[block.start : block.start + prod(block.sizes)].reshape(block.sizes)
-        for i, (key, inverse, order_only, batched) in enumerate(block.held):
-            own = [2 * i, 2 * i + 1] if i == 0 or batched else [0, 1, 2 * i, 2 * i + 1]
-            rest = [d for d in range(numbers.ndim) if d not in own]
-            copies, n = self._copies(key), self._common[key][1]
-            at = numbers.transpose(*own, *rest).reshape(-1, n, prod(block.sizes[d] for d in rest))
-            at = np.broadcast_to(at, (copies, *at.shape[1:])) if batched else at
-            batch = self._each[0].places[key]
-            along = next((p.batch_axis for p in batch if (p.tensor, p.axis) == (name, axis) and batched), None)
-            self._slots[key] += [
-                Slot(name, axis, np.ascontiguousarray(at[..., w]), inverse, order_only, along)
-                for w in range(at.shape[2])
-            ]
-
-    def _copies(self, key: str) -> int:
-        parent = self._each[0].root_of(key)
-        copies = self._common[key][0]
-        return copies if parent == key else copies * prod(self._common[parent])
-
     def _framed(self, symmetry: Symmetry) -> Symmetry:
         key = symmetry.space.id
-        ones = self._each[0].all[key].n if key in self.unequal else None
-        return replace(symmetry, slots=tuple(self._slots[key]), ones=ones)
+        ones = self.each[0].all[key].n if key in self._laid.unequal else None
+        return replace(symmetry, slots=tuple(self._laid.slots[key]), ones=ones)
 
-    def first(self, name: str, model: int, spaces: Spaces) -> list[tuple[Place, Element]]:
+    def first(self, name: str, model: int, spaces: Spaces, *, lengths: bool = True) -> list[tuple[Place, Element]]:
         """What brings a model's tensor to the lengths that the anchor's sizes ask for, and its all-ones to the anchor's.
 
         A norm gives its units the same mean square however many they are: what writes into a stream takes the square root of the
         ratio of widths, and what reads it the inverse. Scores of an attention that are divided by the root of a head's size differ
-        by the fourth root in queries and in keys. All-ones are turned where maps leave them in place.
+        by the fourth root in queries and in keys. All-ones are turned where maps leave them in place (that alone without
+        ``lengths``).
         """
-        found = []
-        for key, place in spaces.at.get(name, ()):
-            if (key, model) not in self._firsts:
-                self._firsts[key, model] = self._first(key, model)
-            element = self._firsts[key, model]
-            found += [] if element is None else [(place, element)]
-        return found
+        at = [(place, self._steps(key, model, 1)) for key, place in spaces.at.get(name, ())]
+        return [(place, own) for place, steps in at for own in steps[: 2 if lengths else 1] if own is not None]
+
+    def back(self, name: str, model: int, spaces: Spaces) -> list[tuple[Place, Element]]:
+        """What undoes :meth:`first`."""
+        at = [(place, self._steps(key, model, -1)) for key, place in spaces.at.get(name, ())]
+        return [(place, own) for place, steps in at for own in steps if own is not None]
+
+    def _steps(self, key: str, model: int, way: int) -> tuple[Element | None, Element | None]:
+        """Turn and length of a space, there (1) or back (-1): they commute."""
+        if (key, model, way) not in self._known:
+            turn = self._turn(key, model)
+            turn = turn.inverse() if turn is not None and way < 0 else turn
+            self._known[key, model, way] = turn, self._length(key, model, way)
+        return self._known[key, model, way]
 
     def _score_factor(self, model: int, ratio: float) -> float:
         """What queries, and keys, are multiplied by, if scores are scaled by the size of a head: once, or both of these."""
         found = [scaled for scaled in self._ratios[model] if any(isclose(scaled, own) for own in (ratio, sqrt(ratio)))]
         return sqrt(ratio) if found else 1.0
 
-    def _first(self, key: str, model: int) -> Element | None:
-        symmetry, (ours, theirs) = self._each[0].all[key], self.units(key, model)
-        n, copies = self._common[key][1], self._copies(key)
-        if symmetry.space.kind == "query-key":
-            factor = self._score_factor(model, sqrt(ours / theirs))
-            both = factor * torch.eye(n, dtype=torch.float64).repeat(copies, 1, 1)
-            return None if factor == 1 else Dense(both, both)
-        if symmetry.space.kind != "stream" or ours == theirs:
+    def _turn(self, key: str, model: int) -> Element | None:
+        symmetry, (ours, theirs) = self.each[0].all[key], self.units(key, model)
+        if symmetry.space.kind != "stream" or symmetry.kind is not Kind.ORTHOGONAL_ONES or ours == theirs:
             return None
-        tied = any((p.tensor, p.axis) in self._tied for p in self._each[0].places[key])
-        factor = 1.0 if tied else sqrt(ours / theirs)
-        if symmetry.kind is Kind.ORTHOGONAL_ONES:
-            turn = (ones_basis(n, ours) @ ones_basis(n, theirs).T).repeat(copies, 1, 1)
-            return Dense(turn * factor, turn / factor)
-        return Monomial(torch.arange(n).repeat(copies, 1), torch.full((copies, n), factor, dtype=torch.float64))
+        n = self._laid.common[key][1]
+        turn = (ones_basis(n, ours) @ ones_basis(n, theirs).T).repeat(self._laid.copies(key), 1, 1)
+        return Dense(turn, turn)
+
+    def _length(self, key: str, model: int, way: int) -> Element | None:
+        symmetry, (ours, theirs) = self.each[0].all[key], self.units(key, model)
+        shape = self._laid.copies(key), self._laid.common[key][1]
+        if symmetry.space.kind == "query-key":
+            factor = self._score_factor(model, sqrt(ours / theirs)) ** way
+            both = factor * torch.eye(shape[1], dtype=torch.float64).repeat(shape[0], 1, 1)
+            return None if factor == 1 else Dense(both, both)
+        tied = any((p.tensor, p.axis) in self._tied for p in self.each[0].places[key])
+        if symmetry.space.kind != "stream" or ours == theirs or tied:
+            return None
+        order = torch.arange(shape[1]).repeat(shape[0], 1)
+        return Monomial(order, torch.full(shape, sqrt(ours / theirs) ** way, dtype=torch.float64))
+
+
+class Unframed(Mapping[str, torch.Tensor]):
+    """A model's tensors of the frame, moved there by elements that leave it what it computes, in its own sizes and basis again."""
+
+    def __init__(self, moved: Mapping[str, torch.Tensor], frame: Frame, model: int, spaces: Spaces) -> None:
+        self._moved, self._frame, self._model, self._spaces = moved, frame, model, spaces
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        own, back = self._moved[name], self._frame.back(name, self._model, self._spaces)
+        return self._frame.taken(name, carried(own.double(), back).to(own) if back else own, self._model)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._moved)
+
+    def __len__(self) -> int:
+        return len(self._moved)
 
 
 class Framed(Weights):
@@ -338,11 +260,7 @@ class Framed(Weights):
         return self._base.stored(name)
 
 
-def _most(key: str, sizes: Sequence[Sizes]) -> tuple[int, int]:
-    return max(own[key][0] for own in sizes), max(own[key][1] for own in sizes)
-
-
-def _read_and_written(graph: FlowGraph) -> set[Axis]:
+def _read_and_written(graph: FlowGraph) -> set[tuple[str, int]]:
     """Axes of tensors that layers read by as well as write by: a tied table has no length that suits both."""
     pieces = [piece for node in graph.nodes for piece in node.pieces]
     written = {(piece.tensor, piece.writes[0]) for piece in pieces if piece.writes is not None}

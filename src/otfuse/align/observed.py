@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from otfuse.align.elements import Place
+from otfuse.align.elements import Place, carried, places
+from otfuse.align.laid import Laid
 from otfuse.core.graph import NodeKind
+from otfuse.errors import UnequalError
 from otfuse.measure.observe import RowFilter
 from otfuse.measure.probe import pair_moments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from otfuse.align.frame import Frame
     from otfuse.align.spaces import Spaces
     from otfuse.core.dataset import Dataset
     from otfuse.core.graph import FlowGraph, FlowNode
@@ -52,6 +56,34 @@ def cross_moments(
     return tables
 
 
+class FramedNodes:
+    """Units of nodes of models of other widths, in the frame of their spaces; ``sides`` in their own sizes.
+
+    ``places`` are those of every space; a node of which units cannot be told to correspond has none.
+    """
+
+    def __init__(self, frame: Frame, sides: Sequence[Side]) -> None:
+        where = [places_at(side.graph, own) for side, own in zip(sides, frame.each, strict=True)]
+        self._frame = frame
+        self._laid = Laid([own.elsewhere(found) for own, found in zip(frame.each, where, strict=True)])
+        for name in dict.fromkeys(place.tensor for own in where[0].values() for place in own):
+            with suppress(UnequalError):
+                self._laid.add(name, 1, [side.graph.nodes[int(name[1:])].size for side in sides])
+        self.places = {key: places(slots) for key, slots in self._laid.slots.items()}
+
+    def moments(self, name: str, cross: torch.Tensor, models: tuple[int, int], spaces: Spaces) -> torch.Tensor:
+        """Cross moments ``[units, units]`` of a node of two models, in the frame and of tables of length one again."""
+        at = self._laid.axes.get((name, 1))
+        if at is not None:
+            rows, columns = (torch.from_numpy(at.at[k]) for k in models)
+            wide = cross.new_zeros(at.size, at.size)
+            wide[rows[:, None], columns] = cross
+            cross = wide
+        for k in models:  # the first one's axis as the second, then the other's
+            cross = carried(cross.T, self._frame.first(name, k, spaces, lengths=False))
+        return cross
+
+
 def places_at(graph: FlowGraph, spaces: Spaces) -> dict[str, list[Place]]:
     """For every space its places among the units of nodes, as if their values were tensors ``@node`` ``[rows, units]``."""
     known = [
@@ -61,14 +93,14 @@ def places_at(graph: FlowGraph, spaces: Spaces) -> dict[str, list[Place]]:
     ]
     found: dict[str, list[Place]] = {}
     for key, own in spaces.places.items():
-        places: dict[tuple[int, bytes], Place] = {}
+        made_at: dict[tuple[int, bytes], Place] = {}
         for node, columns in known:
             for place in own:
                 for made in _seen(place, columns, f"@{node.index}"):
-                    places.setdefault((node.index, np.sort(made.positions.numpy(), axis=None).tobytes()), made)
-        norms = [p for (index, _), p in places.items() if graph.nodes[index].kind is NodeKind.NORM]
+                    made_at.setdefault((node.index, np.sort(made.positions.numpy(), axis=None).tobytes()), made)
+        norms = [p for (index, _), p in made_at.items() if graph.nodes[index].kind is NodeKind.NORM]
         stream = spaces.all[key].space.kind == "stream"
-        found[key] = norms if stream and norms else list(places.values())
+        found[key] = norms if stream and norms else list(made_at.values())
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 
 from otfuse.align.compared import Moments, Problem, Tensors
 from otfuse.align.elements import carried
-from otfuse.align.observed import cross_moments, places_at
+from otfuse.align.observed import FramedNodes, cross_moments, places_at
 from otfuse.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from otfuse.align.balance import Balanced
     from otfuse.align.compared import State
     from otfuse.align.elements import Element, Place
+    from otfuse.align.frame import Frame
     from otfuse.align.spaces import Spaces
     from otfuse.core.dataset import Dataset
     from otfuse.measure.probe import Side
@@ -88,8 +89,8 @@ class AmongTensors:
 class AmongMoments:
     """By what the nodes compute of the same inputs, each node as large as any other.
 
-    ``sides`` have canonical, balanced weights. Pairs are measured when they are first asked for, and kept. Raises DataError if no
-    space can be observed.
+    ``sides`` have canonical, balanced weights, in their own sizes; where these differ, moments are laid in the ``frame``, whose
+    ``spaces`` these are. Pairs are measured when they are first asked for, and kept. Raises DataError if no space can be observed.
     """
 
     def __init__(
@@ -99,15 +100,17 @@ class AmongMoments:
         shares: Sequence[float],
         data: Dataset,
         tell: Callable[[int, int], None] | None = None,
+        frame: Frame | None = None,
     ) -> None:
-        where = places_at(sides[0].graph, spaces)
+        self._nodes = None if frame is None else FramedNodes(frame, sides)
+        where = places_at(sides[0].graph, spaces) if self._nodes is None else self._nodes.places
         if not any(where.values()):
             raise DataError(
                 "aligned.features activations: no value of this model shows its units; use features: weights"
             )
         self._sides, self._shares, self._data, self._tell = sides, shares, data, tell
         self._spaces = spaces.elsewhere(where)
-        self._names = sorted({place.tensor for own in where.values() for place in own}, key=lambda name: int(name[1:]))
+        self._names = sorted(self._spaces.at, key=lambda name: int(name[1:]))
         self._pairs: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
         self.seen = frozenset(key for key, own in where.items() if own)
 
@@ -146,7 +149,10 @@ class AmongMoments:
         if (k, i) in self._pairs:
             return self._pairs[k, i][name].T
         if (i, k) not in self._pairs:
-            self._pairs[i, k] = cross_moments(self._sides[i], self._sides[k], self._names, self._data, self._tell)
+            found = cross_moments(self._sides[i], self._sides[k], self._names, self._data, self._tell)
+            if self._nodes is not None:
+                found = {n: self._nodes.moments(n, own, (i, k), self._spaces) for n, own in found.items()}
+            self._pairs[i, k] = found
         return self._pairs[i, k][name]
 
 

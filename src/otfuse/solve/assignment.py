@@ -6,7 +6,6 @@ import warnings
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from otfuse.core.coupling import Coupling
 
@@ -21,6 +20,10 @@ def emd(cost: torch.Tensor) -> Coupling:
     """
     na, ns = cost.shape
     if na == ns:
+        from scipy.optimize import (
+            linear_sum_assignment,
+        )  # where it is needed: it takes as long as tracing a small model
+
         rows, columns = linear_sum_assignment(cost.numpy())
         mass = torch.zeros_like(cost)
         mass[torch.from_numpy(rows), torch.from_numpy(columns)] = 1 / na

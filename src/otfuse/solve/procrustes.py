@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from otfuse.errors import SolveError
 
@@ -64,6 +63,8 @@ def turn(cross: torch.Tensor) -> torch.Tensor:
 
 def assignment(gain: torch.Tensor) -> torch.Tensor:
     """``order[copies, n]`` of the largest ``sum_u gain[u, order[u]]`` (Crouse 2016, SciPy)."""
+    from scipy.optimize import linear_sum_assignment  # as in solve/assignment.py
+
     return torch.stack(
         [torch.from_numpy(linear_sum_assignment(own.numpy(), maximize=True)[1]) for own in _finite(gain)]
     )
