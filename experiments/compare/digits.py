@@ -19,18 +19,16 @@ if TYPE_CHECKING:
 
 WEAK = known.TRAIN.model_copy(update={"steps": 450})  # about 95 % of held-out images
 WELL = known.TRAIN.model_copy(update={"steps": 600, "batch_size": 64, "label_smoothing": 0.1})  # 98 to 99 %
-FEW = 100  # labels to finetune with
 
 
 def _few(data: Dataset, seed: int) -> Dataset:
-    return data.take(np.random.default_rng(1000 + seed).permutation(data.size)[:FEW])
+    return data.take(known.few(data.size, seed))
 
 
 def _digits(models: list[nn.Module], seed: int, inputs: int | None = None) -> Setting:
     data = known.digits(seed)
     order = np.random.default_rng(2000 + seed).permutation(data.train.size)[:inputs]
-    few = _few(data.train, seed) if inputs is None else None
-    return Setting(models, dict(data.inputs.take(order).inputs), data.held_out, few)
+    return Setting(models, dict(data.inputs.take(order).inputs), data.held_out, _few(data.train, seed))
 
 
 def know_2(seed: int) -> Setting:
@@ -92,7 +90,7 @@ def same_2_unseen(seed: int) -> Setting:
     models = [
         known.trained(path.with_name(f"{path.name}-{i}.safetensors"), 100 * seed + i, half, WEAK) for i in range(2)
     ]
-    return Setting(models, dict(other.inputs), data.held_out)
+    return Setting(models, dict(other.inputs), data.held_out, _few(data.train, seed))
 
 
 def wide_into_narrow(seed: int) -> Setting:

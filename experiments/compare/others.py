@@ -106,7 +106,8 @@ def image_to_text(seed: int) -> Setting:
     written = np.concatenate([_written(model, part) for model, part in zip(models, half, strict=True)])
     inputs = {"pixel_values": pixels, "decoder_input_ids": written}
     held_out = Dataset(data.held_out.inputs, spelled[data.held_out.labels])
-    return Setting(models, inputs, held_out)
+    rows = known.few(len(pixels), seed)
+    return Setting(models, inputs, held_out, Dataset({"pixel_values": pixels[rows]}, spelled[labels[rows]]))
 
 
 def _writer(seed: int) -> nn.Module:

@@ -32,6 +32,7 @@ TRAIN = FinetuneOptions(steps=300, batch_size=32, learning_rate=1e-3, weight_dec
 IMAGES = 1297  # to train on; the others are held out
 WIDTH = 64
 RARE = 20  # one in so many images of other classes
+FEW = 100  # labels to finetune with
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +56,11 @@ def digits(seed: int) -> Digits:
     pixels = (found.images[order, None] / 16).astype(np.float32)
     whole = Dataset({"pixel_values": pixels}, found.target[order])
     return Digits(whole.take(slice(0, IMAGES)), whole.take(slice(IMAGES, None)))
+
+
+def few(count: int, seed: int) -> np.ndarray:
+    """Which of so many images have a label to finetune with."""
+    return np.random.default_rng(1000 + seed).permutation(count)[:FEW]
 
 
 def model(seed: int, width: int = WIDTH, *, large: bool = False) -> nn.Module:
