@@ -51,6 +51,22 @@ def test_a_problem_is_one_sentence(otfuse, pipeline, problem, status, words):
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_threads_wait_without_spinning_unless_told_to(otfuse, pipeline, monkeypatch, given):
+    seen = []
+
+    def looks(*_, **__):
+        seen.append(os.environ["OMP_WAIT_POLICY"])
+        raise UsageError("enough")
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    pipeline(inspect=looks)
+    assert otfuse("inspect", "m").status == 2
+    assert seen == [given or "PASSIVE"]
+
+
 def test_debug_shows_the_traceback(pipeline, monkeypatch):
     from otfuse.cli import main
 

@@ -11,7 +11,7 @@ from otfuse.fusion.job import Job
 from otfuse.measure import room
 from otfuse.measure.rates import Rates, rates
 
-RATES = Rates(1e10, 5e9, 5e9, 3e7)
+RATES = Rates(1e10, 5e9, 5e9, 1e9, 3e7)
 RECIPES = ("vanilla", "otfusion-wts", "otfusion-acts")
 
 

@@ -30,7 +30,7 @@ _MIB = 1 << 20
 # memory, turns of an empty loop that importing, tracing one operator and proving one take.
 _HELD = 6
 _STEPS = 30  # of a solver: steps of Sinkhorn's iteration, each two passes over the kernel, and what is done around them
-_PLAIN_PASSES = 6
+_PLAIN_PASSES = 20  # files among them: the kernel's part
 _GATE_PASSES = 12
 _STARTING, _IMPORTING, _TRACING, _PROVING = 100e6, 200e6, 0.3e6, 0.2e6
 _STRUCTURE = 90 << 20  # bytes of a traced program beside its operators
@@ -65,7 +65,8 @@ class Task:
 def plain_plan(stored: Sequence[int], rates: Rates) -> Plan:
     """The plan of a plain average of checkpoints with so many bytes of weights, anchor first: no problem is solved."""
     moved = sum(stored) + stored[0]
-    return Plan((), (), plain_mib(), _PLAIN_PASSES * moved / rates.memory + _STARTING / rates.python)
+    seconds = _PLAIN_PASSES * moved / rates.memory + sum(stored) / rates.hashed + _STARTING / rates.python
+    return Plan((), (), plain_mib(), seconds)
 
 
 def plain_mib() -> float:

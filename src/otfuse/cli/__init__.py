@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, interrupted)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # else a shell has put this in the background
         signal.signal(signal.SIGINT, interrupted)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # beside other work, threads that spin take it from each other
     gc.set_threshold(_OBJECTS_PER_COLLECTION)
     atexit.register(gc.freeze)  # nor is a process that ends searched for what could be thrown away
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _SIDE = 512  # of the matrices that are multiplied: large enough for the full rate
 _BYTES = 1 << 25  # copied: more than the caches hold
+_HASHED = 1 << 22
 _TURNS = 100_000
 
 
@@ -21,12 +23,13 @@ class Rates:
     """What is done in a second beside whatever else the machine does.
 
     ``single``, ``double``: floating operations in products of matrices of that precision; ``memory``: bytes read and
-    written; ``python``: turns of an empty loop.
+    written; ``hashed``: bytes of which SHA-256 is taken; ``python``: turns of an empty loop.
     """
 
     single: float
     double: float
     memory: float
+    hashed: float
     python: float
 
 
@@ -38,6 +41,7 @@ def rates() -> Rates:
         2 * _SIDE**3 / _least(lambda: one @ one),
         2 * _SIDE**3 / _least(lambda: two @ two),
         2 * _BYTES / _least(lambda: here.copy_(there)),
+        _HASHED / _least(lambda: hashlib.sha256(bytes(_HASHED)).digest()),
         _TURNS / _least(_turn),
     )
 
