@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from otfuse.errors import OutputError
-from otfuse.io import staging, writer
+from otfuse.io import shards, staging, writer
+from otfuse.io.shards import Shards
 from otfuse.io.writer import check_target, write_checkpoint
 
 
@@ -136,6 +137,26 @@ def test_file_size_limit(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert listing(tmp_path) == []
+
+
+def test_what_the_disk_refuses_meanwhile_is_told(tmp_path, monkeypatch):
+    """Shards are sent to the disk while others are still made; what it says then is said at the end at the latest."""
+
+    def refuse(_handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shards, "_DUE", 1_000)
+    monkeypatch.setattr(shards.os, "fsync", refuse)
+    entries = {"a": (torch.float32, (1_000,)), "b": (torch.float32, (1_000,))}
+    made = Shards(tmp_path, {"model.safetensors": entries}, index=False, target=tmp_path / "out")
+    for key in entries:
+        made.write(key, torch.ones(1_000).split(300))
+    with (
+        pytest.raises(OutputError, match=re.escape(FULL.format("No space left on device"))),
+        writer.one_sentence(tmp_path / "out"),
+    ):
+        made.close()
+    made.abandon()
 
 
 def test_sweep_takes_only_what_dead_processes_left(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,12 @@ from otfuse.io.keys import natural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from concurrent.futures import Future
     from pathlib import Path
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _INDEX = "model.safetensors.index.json"
+_DUE = 1 << 28  # bytes of a file after which the disk is sent what it was given: writing then goes on beside the work
 
 Entry = tuple[torch.dtype, tuple[int, ...]]
 
@@ -49,6 +52,9 @@ class Shards:
         self._at: dict[str, tuple[int, int, Entry]] = {}
         self._handles: list[int] = []
         self._written: set[str] = set()
+        self._owed: dict[int, int] = {}  # bytes by file that the disk was not sent yet
+        self._disk = ThreadPoolExecutor(1)
+        self._sent: list[Future[None]] = []
         try:
             for file, entries in layout.items():
                 self._lay_out(folder / file, entries)
@@ -67,12 +73,15 @@ class Shards:
             while view:
                 done = os.pwrite(handle, view, offset)
                 offset, view = offset + done, view[done:]
+            self._send(handle, made.nbytes)
         assert offset - begin == prod(shape) * dtype.itemsize, key  # the caller gives all of it
         self._written.add(key)
 
     def close(self) -> None:
         """Everything is there: the index, if there is one, and the files are closed."""
         assert self._written == set(self._at), sorted(set(self._at) - self._written)[:3]
+        for sent in self._sent:
+            sent.result()
         self.abandon()
         if self._index:
             counts = [(prod(shape), dtype.itemsize) for _, _, (dtype, shape) in self._at.values()]
@@ -83,8 +92,15 @@ class Shards:
 
     def abandon(self) -> None:
         """Close the files as they are."""
+        self._disk.shutdown(cancel_futures=True)
         while self._handles:
             os.close(self._handles.pop())
+
+    def _send(self, handle: int, count: int) -> None:
+        self._owed[handle] = self._owed.get(handle, 0) + count  # of two threads' counts one may be lost: no harm
+        if self._owed[handle] >= _DUE:
+            self._owed[handle] = 0
+            self._sent.append(self._disk.submit(os.fsync, handle))
 
     def _require_finite(self, key: str, given: torch.Tensor, made: torch.Tensor) -> None:
         if not finite(made):
