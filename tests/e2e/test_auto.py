@@ -5,31 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
+import signal
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from forked import ended, started
 from otfuse.measure import targets
 from tiny import listing
 
 FILES = {"README.md", "config.json", "fusion.json", "model.safetensors", "preprocessor_config.json"}
-KILLED = """
-import os, signal, sys
-from otfuse import cli
-from otfuse.train import worker
-true, seen = worker.Worker.update, [0]
-def update(*given):
-    seen[0] += 1
-    if seen[0] == int(sys.argv[1]):
-        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
-    return true(*given)
-worker.Worker.update = update
-cli.main(sys.argv[3:])
-"""
 
 
 @pytest.fixture
@@ -89,20 +76,19 @@ def test_a_dry_run_tells_stages_and_cost_and_writes_nothing(otfuse, line, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def killed(line, at, name, environment):
-    command = [sys.executable, "-c", KILLED, str(at), name, *map(str, line)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
-
-
-def test_a_killed_run_goes_on_to_the_same_files(otfuse, line, shell, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_files(otfuse, line, tmp_path):
     more = ("--recipe", "distilled", "--set", "distilled.start=plain", "--set", "distilled.learning_rate=1e-3")
     more += ("--steps", "120")
     whole = tmp_path / "whole"
     assert otfuse(*(whole if a == tmp_path / "out" else a for a in line), *more).status == 0
     told = json.loads((whole / "fusion.json").read_text())["notes"]
-    ended = killed((*line, *more), 110, "SIGTERM", shell.environment)
-    assert ended.returncode == 130
-    assert ended.stderr.endswith("give the same command again to go on from the last saved state\n")
+    process, said = started(
+        ended, [("otfuse.train.worker:Worker", "update")], 110, signal.SIGTERM, *map(str, (*line, *more))
+    )
+    with said:
+        assert "give the same command again to go on from the last saved state\n" in said.read()
+    process.join()
+    assert process.exitcode == 130
     assert sorted(p.name for p in tmp_path.iterdir()) == [".out.progress", "whole"]
     other = otfuse(*line, "--recipe", "distilled", "--steps", "7")
     assert (other.status, other.err.count("\n")) == (1, 1)

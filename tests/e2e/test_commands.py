@@ -6,7 +6,6 @@ import json
 import math
 import signal
 import socket
-import subprocess
 import sys
 import time
 from xml.etree import ElementTree as ET
@@ -18,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel, ViTForImageClassification
 
+from forked import command, started
 from otfuse.train.progress import Progress
 from tiny import listing
 
@@ -109,15 +109,16 @@ def test_finetune_learns_and_writes_a_whole_checkpoint(otfuse, models, data, tmp
     assert rows[1]["loss"] < rows[0]["loss"] - 0.5
 
 
-def test_a_killed_finetune_goes_on_to_the_same_weights_bit_for_bit(otfuse, shell, models, data, tmp_path):
+def test_a_killed_finetune_goes_on_to_the_same_weights_bit_for_bit(otfuse, models, data, tmp_path):
     options = ("--data", data / "labelled.npz", *TRAIN, "--steps", "120", "--save-every", "5", "--quiet")
     state = tmp_path / ".cut.progress" / "state.pt"
-    command = shell.command("finetune", models / "vit0", "--out", tmp_path / "cut", *options)
-    with subprocess.Popen(command, env=shell.environment, stdout=subprocess.DEVNULL) as process:
-        while not state.exists() and process.poll() is None:
+    process, said = started(command, "finetune", *map(str, (models / "vit0", "--out", tmp_path / "cut", *options)))
+    with said:
+        while not state.exists() and process.is_alive():
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+        process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert [p.name for p in tmp_path.iterdir()] == [".cut.progress"]
     done = torch.load(state, weights_only=True)["step"]
     assert 0 < done < 120

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from forked import command, started
 from otfuse.commands import study
 from tiny import build, listing, save
 
@@ -105,16 +105,17 @@ def test_an_interrupted_sweep_goes_on_to_the_same_file(sweep, fusions, tmp_path)
     assert len(more["rows"]) == 2
 
 
-def test_a_killed_sweep_goes_on_to_the_same_file(shell, sweep, models, data, tmp_path):
+def test_a_killed_sweep_goes_on_to_the_same_file(sweep, models, data, tmp_path):
     grid = ("--grid", f"seed={','.join(map(str, range(16)))}", "--recipe", "vanilla", "-q")
     given = (models / "vit0", models / "vit1", "--data", data / "labelled.npz", "--out", tmp_path / "cut", *grid)
-    command = shell.command("sweep", *given)
+    process, said = started(command, "sweep", *map(str, given))
     file = tmp_path / "cut" / "results.jsonl"
-    with subprocess.Popen(command, env=shell.environment, stdout=subprocess.DEVNULL) as process:
-        while not (file.exists() and file.stat().st_size) and process.poll() is None:
+    with said:
+        while not (file.exists() and file.stat().st_size) and process.is_alive():
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+        process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert 0 < len(file.read_bytes().splitlines()) < 16
     assert (sweep(*grid, out="cut").status, sweep(*grid, out="whole").status) == (0, 0)
     assert kept(tmp_path / "cut") == kept(tmp_path / "whole")

@@ -1,10 +1,9 @@
-"""A distillation small enough for a test, as its own process: python small_distil.py OUT WEIGHTS [kill at step | kill in save N]."""
+"""A distillation small enough for a test, which can be a process of its own."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,8 +56,8 @@ def run(p: SimpleNamespace, **more: object):
     return distil(p.model, more.pop("weights", p.weights), p.lesson, p.learned, p.held, wanted, **more)  # type: ignore[arg-type]
 
 
-def main() -> None:
-    out, weights, kill, number = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+def main(out: Path, weights: Path, kill: str = "never", number: int = 0) -> None:
+    """One run that ends itself at a step or in a save, if told to."""
     torch.set_num_threads(1)
     saves, true_replace = [], Path.replace
 
@@ -83,7 +82,3 @@ def main() -> None:
         torch.save({"processes": processes, "rate": made.learning_rate, "best": made.best, **made.weights}, weights)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

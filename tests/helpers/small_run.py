@@ -1,10 +1,9 @@
-"""A run small enough for a test, as its own process: python small_run.py OUT WEIGHTS [kill at step | kill in save N]."""
+"""A run small enough for a test, which can be a process of its own."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +53,8 @@ def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main() -> None:
-    out, weights, kill, number = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+def main(out: Path, weights: Path, kill: str = "never", number: int = 0) -> None:
+    """One run that ends itself at a step or in a save, if told to."""
     torch.set_num_threads(1)
     saves = []
     true_replace = Path.replace
@@ -76,7 +75,3 @@ def main() -> None:
         torch.save({"processes": report.processes, **report.model.state_dict()}, weights)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

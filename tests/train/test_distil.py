@@ -1,12 +1,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +9,11 @@ import torch
 from torch import nn
 
 import small_distil as small
+from forked import statuses
 from otfuse.errors import OtfuseError
 from otfuse.train.distil import Distilled
 from otfuse.train.finetune import batch_rows
 from otfuse.train.progress import Progress
-
-SCRIPT = Path(small.__file__)
-
-
-def run(out, weights, kill="never", number=0, launcher=()):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*(launcher or [sys.executable]), str(SCRIPT), str(out), str(weights), kill, str(number)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
 def same(one, other):
@@ -47,8 +35,7 @@ def whole(parts) -> Distilled:
 def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path, parts, whole):
     for kill, number, done in (("step", 5, 4), ("save", 4, 4)):  # the first save is the plan, the fourth is never whole
         out, weights = tmp_path / kill, tmp_path / f"{kill}.pt"
-        killed = run(out, weights, kill, number)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert statuses(small.main, out, weights, kill, number) == [-signal.SIGKILL]
         assert not weights.exists()
         again = small.run(parts, progress=Progress.beside(out), run={"one": 1}, course=small.course(learning_rate=None))
         assert again.resumed_from == done
@@ -61,14 +48,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path, parts, w
 
 
 def test_two_processes_distil_as_one(tmp_path, whole):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launcher += ["--main_process_port", str(port)]
-    done = run(tmp_path / "out", tmp_path / "two.pt", launcher=launcher)
-    assert done.returncode == 0, done.stderr
+    assert statuses(small.main, tmp_path / "out", tmp_path / "two.pt", processes=2) == [0, 0]
     two = torch.load(tmp_path / "two.pt")
     assert (two.pop("processes"), two.pop("rate"), two.pop("best")) == (2, whole.learning_rate, whole.best)
     for name, tensor in whole.weights.items():

@@ -2,13 +2,8 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import resource
 import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,20 +12,13 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import small_run as small
+from forked import statuses
 from otfuse.core.dataset import Dataset
 from otfuse.errors import DataError, DeviceError, OtfuseError, OutputError, UsageError
 from otfuse.evaluate.metrics import evaluate
 from otfuse.train.finetune import batch_rows, finetune
 from otfuse.train.options import FinetuneOptions
 from otfuse.train.worker import _groups
-
-SCRIPT = Path(small.__file__)
-
-
-def run(out, weights, kill="never", number=0, launcher=()):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*(launcher or [sys.executable]), str(SCRIPT), str(out), str(weights), kill, str(number)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
 def same(one, other):
@@ -43,8 +31,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path):
     whole = finetune(model, data, options=small.options()).model.state_dict()
     for kill, number in (("step", 5), ("save", 3)):
         out, weights = tmp_path / kill, tmp_path / f"{kill}.pt"
-        killed = run(out, weights, kill, number)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert statuses(small.main, out, weights, kill, number) == [-signal.SIGKILL]
         assert not weights.exists()
         assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [f".{kill}.progress"]
         report = finetune(model, data, options=small.options(), out=out)
@@ -55,14 +42,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launcher += ["--main_process_port", str(port)]
-    done = run(tmp_path / "out", tmp_path / "two.pt", launcher=launcher)
-    assert done.returncode == 0, done.stderr
+    assert statuses(small.main, tmp_path / "out", tmp_path / "two.pt", processes=2) == [0, 0]
     two = torch.load(tmp_path / "two.pt")
     assert two.pop("processes") == 2
     model, data = small.parts(dropout=0.0)

@@ -35,7 +35,7 @@ _GATE_PASSES = 12
 _STARTING, _IMPORTING, _TRACING, _PROVING = 100e6, 200e6, 0.3e6, 0.2e6
 _STRUCTURE = 90 << 20  # bytes of a traced program beside its operators
 _PER_OPERATOR = 60 << 10
-_PLAIN = 64 << 20  # blocks of the plain average, whatever the models
+_PLAIN = 90 << 20  # blocks of the plain average and what glibc keeps for the next, whatever the models
 
 
 @dataclass(frozen=True, slots=True)
