@@ -15,7 +15,7 @@ from otfuse.core.dataset import Dataset
 from otfuse.testing.small import image_classifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
@@ -73,12 +73,9 @@ def regression(seed: int) -> Setting:
         )
         models.append(_trained(f"angle-{seed}-{i}", made, batch, np.arange(len(pixels)), 100 * seed + i))
 
-    @torch.no_grad()
-    def score(found: Sequence[nn.Module]) -> dict[str, float]:
-        mean = sum(model(pixel_values=torch.from_numpy(test)).logits[:, 0] for model in found) / len(found)
-        return {"loss": float((mean - torch.from_numpy(wanted)).square().mean())}
-
-    return Setting(models, {"pixel_values": pixels}, data.held_out, score=score)
+    rows = known.few(len(pixels), seed)
+    few = Dataset({"pixel_values": pixels[rows]}, angles[rows])
+    return Setting(models, {"pixel_values": pixels}, Dataset({"pixel_values": test}, wanted), few)
 
 
 def image_to_text(seed: int) -> Setting:

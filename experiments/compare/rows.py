@@ -38,12 +38,9 @@ class Setting:
     few: Dataset | None = None
     steps: int = 200
     batch: int = 32
-    score: Callable[[Sequence[nn.Module]], dict[str, float]] | None = None
 
     def scored(self, models: Sequence[nn.Module]) -> dict[str, float]:
         """Loss on test data, and accuracy in percent where classes are predicted, of one model or of the mean of several."""
-        if self.score is not None:
-            return self.score(models)
         own = {"mask_token_id": getattr(models[0].config, "mask_token_id", None)}
         found = evaluate_ensemble(models, self.test, **own)
         return {"loss": found.loss} | ({} if found.accuracy is None else {"accuracy": 100 * found.accuracy})

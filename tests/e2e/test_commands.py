@@ -17,9 +17,11 @@ import yaml
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel, ViTForImageClassification
 
+from any_width import drawn
 from forked import command, started
+from otfuse.testing.small import image_classifier
 from otfuse.train.progress import Progress
-from tiny import listing
+from tiny import SIZES, listing, save
 
 SPACE = ["id", "name", "kind", "size", "copies", "group", "pinned", "members", "exact"]
 
@@ -169,3 +171,29 @@ def test_two_processes_finetune_as_one(otfuse, shell, models, data, tmp_path):
     # A bias of all keys shifts every score of a query alike: its gradient is rounding, which AdamW scales up.
     assert far <= {name for name in one if name.endswith("key.bias")}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_regression_on_the_command_line(otfuse, models, tmp_path):
+    """Numbers without a word in the config but that there is one of them: fused, evaluated, trained, drawn."""
+    chance, pair = np.random.default_rng(0), [tmp_path / f"m{i}" for i in (0, 1)]
+    for seed, folder in enumerate(pair):
+        save(drawn(image_classifier(image_size=8, patch=4, labels=1, **SIZES), seed, spread=0.2), folder)
+    images, data = chance.normal(size=(10, 1, 8, 8)).astype(np.float32), tmp_path / "data.npz"
+    np.savez(data, pixel_values=images, labels=chance.normal(size=10))
+    scores = json.loads(otfuse("eval", *pair, "--ensemble", "--data", data, "--json").out)["models"]
+    assert [set(row) for row in scores] == [{"model", "examples", "loss"}] * 3
+    logits = ViTForImageClassification.from_pretrained(pair[0])(torch.from_numpy(images)).logits.detach().double()
+    wanted = (logits[:, 0].numpy() - np.load(data)["labels"]) ** 2
+    assert scores[0]["loss"] == pytest.approx(wanted.mean(), rel=1e-5)
+    table = otfuse("eval", pair[0], "--data", data)
+    assert "squared error" in table.out
+    assert "accuracy" not in table.out
+    trained = otfuse(
+        "finetune", pair[0], "--data", data, "--out", tmp_path / "tuned", "--steps", "20", "--batch-size", "5"
+    )
+    assert trained.status == 0, trained.err
+    tuned = json.loads(otfuse("eval", tmp_path / "tuned", "--data", data, "--json").out)["models"][0]
+    assert tuned["loss"] < scores[0]["loss"]
+    line = otfuse("barrier", *pair, "--data", data, "--recipe", "vanilla", "--points", "3", "--out", tmp_path / "line")
+    assert (line.status, "squared error" in line.out) == (0, True), line.err
+    assert ET.parse(tmp_path / "line" / "figure.svg").getroot().tag.endswith("svg")

@@ -345,3 +345,39 @@ def test_models_that_read_the_same_examples_as_different_tokens_are_no_ensemble(
 def test_ensemble_of_models_that_predict_different_things_is_refused():
     with pytest.raises(DataError, match="4 classes outputs and 5 classes outputs"):
         evaluate_ensemble([classifier(4), classifier(5)], points())
+
+
+def test_regression_is_mean_squared_error_of_one_model_and_of_the_mean_output():
+    one, other = classifier(1), classifier(1, seed=1)
+    x = points().inputs["x"]
+    for labels in (RNG.normal(size=EXAMPLES), RNG.normal(size=(EXAMPLES, 1)), RNG.integers(0, 6, EXAMPLES)):
+        data, wanted = Dataset({"x": x}, labels), torch.from_numpy(labels.reshape(-1, 1))
+        outputs = [model(torch.from_numpy(x)).detach() for model in (one, other)]
+        score = evaluate(one, data, batch_size=4)
+        assert score.loss == pytest.approx((outputs[0] - wanted).square().mean().item(), rel=1e-6)
+        assert (score.examples, score.accuracy, score.perplexity) == (EXAMPLES, None, None)
+        both = evaluate_ensemble([one, other], data)
+        assert both.loss == pytest.approx((sum(outputs) / 2 - wanted).square().mean().item(), rel=1e-6)
+    refuse(
+        one,
+        Dataset({"x": x}, np.zeros((EXAMPLES, 2))),
+        r"labels are \[11, 2\] where the model predicts \[11, 1\] numbers",
+    )
+    refuse(one, Dataset({"x": x}, np.full(EXAMPLES, np.nan)), "labels have values that are not finite")
+    refuse(one, Dataset({"x": x}), "no labels and Sequential needs them")
+    with pytest.raises(DataError, match="1 numbers outputs and 4 classes outputs: leave out"):
+        evaluate_ensemble([one, classifier()], Dataset({"x": x}, np.zeros(EXAMPLES, int)))
+
+
+def test_several_numbers_are_regression_where_the_config_says_so():
+    config = BertConfig(**TINY, max_position_embeddings=16, num_labels=3)
+    model = seeded(lambda: BertForSequenceClassification(config))
+    data = Dataset({"input_ids": TOKENS}, RNG.normal(size=(EXAMPLES, 3)).astype(np.float32))
+    refuse(model, data, "labels are float32; give whole numbers, one per class")
+    model.config.problem_type = "regression"
+    assert derive(model, data).kind is Kind.NUMBERS
+    logits = model(torch.from_numpy(TOKENS)).logits.detach()
+    wanted = (logits - torch.from_numpy(data.labels)).square().mean().item()
+    assert evaluate(model, data).loss == pytest.approx(wanted, rel=1e-6)
+    theirs = model(torch.from_numpy(TOKENS), labels=torch.from_numpy(data.labels)).loss.item()
+    assert theirs == pytest.approx(wanted, rel=1e-6)

@@ -4,6 +4,7 @@ import copy
 import math
 import resource
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -224,6 +225,19 @@ def test_a_language_model_learns_from_tokens_alone():
     report = finetune(model, data, options=options, validation=data)
     assert report.validation.perplexity < 0.7 * evaluate(model, data).perplexity
     assert report.model.lm_head.weight is report.model.transformer.wte.weight
+
+
+def test_regression_learns_numbers_by_their_squared_error():
+    model, chance = nn.Linear(4, 2), np.random.default_rng(0)
+    model.config = SimpleNamespace(problem_type="regression")
+    x = chance.normal(size=(40, 4)).astype(np.float32)
+    data = Dataset({"input": x}, x[:, :2] - x[:, 2:])
+    options = small.options(epochs=30, label_smoothing=0.0, max_grad_norm=None)
+    report = finetune(model, data, options=options, validation=data)
+    assert report.validation.loss < 0.05 * evaluate(model, data).loss
+    assert report.validation.accuracy is report.validation.perplexity is None
+    with pytest.raises(UsageError, match=r"label_smoothing 0.1: the model predicts numbers, not classes; leave it out"):
+        finetune(model, data, options=small.options())
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_nothing(tmp_path):

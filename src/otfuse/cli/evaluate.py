@@ -21,7 +21,7 @@ def command(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Evaluate models on labelled data: loss with accuracy, or perplexity for language models."""
+    """Evaluate models on labelled data: loss with accuracy, perplexity for language models, squared error of regression."""
     with output.reporting(quiet=quiet, verbose=verbose) as progress:
         from otfuse.commands.evaluate import evaluate_checkpoints
 

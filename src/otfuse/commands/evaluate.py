@@ -47,8 +47,8 @@ def evaluate_checkpoints(
 
 
 def score_row(score: Score) -> dict[str, Any]:
-    """A score as a row of ``eval --json``: accuracy or perplexity, whichever the task has."""
+    """A score as a row of ``eval --json``: accuracy or perplexity, whichever the task has (regression has neither)."""
     row: dict[str, Any] = {"examples": score.examples, "loss": score.loss}
     if score.accuracy is not None:
         return row | {"accuracy": score.accuracy}
-    return row | {"perplexity": score.perplexity}
+    return row | ({} if score.perplexity is None else {"perplexity": score.perplexity})

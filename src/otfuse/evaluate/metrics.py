@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from otfuse.core.dataset import Dataset
 from otfuse.errors import DataError, UsageError
 from otfuse.evaluate.run import evaluating, find_device
-from otfuse.evaluate.task import Task, derive, perplexity
+from otfuse.evaluate.task import Kind, Task, derive, perplexity
 
 _DIFFERENT = (
     "an ensemble needs models that predict the same; these read the data as different tokens or labels: "
@@ -24,7 +24,7 @@ _DIFFERENT = (
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well a model does on ``examples`` examples; ``loss`` is in nats per prediction.
+    """How well a model does on ``examples`` examples; ``loss`` is in nats per prediction, the squared error of numbers.
 
     ``accuracy`` (0 to 1) is given where classes are predicted, ``perplexity`` (e to the loss) where language is.
     """
@@ -82,7 +82,7 @@ def evaluate_ensemble(
     mask_token_id: int | None = None,
     special_ids: Collection[int] = (),
 ) -> Score:
-    """As :func:`evaluate` for the mean of the models' output distributions: loss is minus the log of that mean."""
+    """As :func:`evaluate` for the mean of the models' output distributions (loss is minus the log of that mean) or numbers."""
     asked = [Asked(model, data, mask_token_id, special_ids) for model in models]
     return evaluate_together(asked, batch_size=batch_size, device=device, seed=seed)
 
@@ -107,10 +107,13 @@ def evaluate_together(
         loss, right, count = 0.0, 0, 0
         for start in range(0, size, batch_size):
             rows = np.arange(start, min(start + batch_size, size))
-            log_mean, targets = _log_mean(asked, tasks, rows, where)
-            loss -= float(log_mean.gather(1, targets[:, None]).double().sum())
-            right += int((log_mean.argmax(1) == targets).sum())
-            count += len(targets)
+            mean, targets = _mean(asked, tasks, rows, where)
+            if tasks[0].kind is Kind.NUMBERS:
+                loss += float((mean - targets).double().square().sum())
+            else:
+                loss -= float(mean.gather(1, targets[:, None]).double().sum())
+                right += int((mean.argmax(1) == targets).sum())
+            count += targets.numel()
     return _score(tasks[0], size, loss, right, count)
 
 
@@ -122,21 +125,25 @@ def _check_same(tasks: Sequence[Task]) -> None:
         )
 
 
-def _log_mean(
+def _mean(
     asked: Sequence[Asked], tasks: Sequence[Task], rows: NDArray[np.int64], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """``log_mean[prediction, class]``: log of the mean of the models' probabilities, and ``targets[prediction]``."""
+    """``[prediction, class]``: log of the mean of the models' probabilities, or the mean of their numbers; and the targets."""
     total: Tensor | None = None
     wanted: Tensor | None = None
     for a, task in zip(asked, tasks, strict=True):
         logits, targets = task.predict(a.model, a.model, task.batch(a.data, rows), device)
         if wanted is not None and not torch.equal(wanted, targets):
             raise DataError(_DIFFERENT)
-        log_p, wanted = logits.log_softmax(1), targets
-        total = log_p if total is None else torch.logaddexp(total, log_p)
+        wanted = targets
+        if task.kind is Kind.NUMBERS:
+            total = logits if total is None else total + logits
+        else:
+            log_p = logits.log_softmax(1)
+            total = log_p if total is None else torch.logaddexp(total, log_p)
     assert total is not None
     assert wanted is not None
-    return total - math.log(len(asked)), wanted
+    return total / len(asked) if tasks[0].kind is Kind.NUMBERS else total - math.log(len(asked)), wanted
 
 
 def _score(task: Task, examples: int, total: float, right: int, count: int) -> Score:
@@ -145,5 +152,7 @@ def _score(task: Task, examples: int, total: float, right: int, count: int) -> S
     loss = total / count
     if math.isnan(loss):
         raise DataError("the model's outputs on the data are not numbers (nan); check the data and the model's weights")
+    if task.kind is Kind.NUMBERS:
+        return Score(examples, loss, None, None)
     language = task.kind.is_language
     return Score(examples, loss, None if language else right / count, perplexity(loss) if language else None)

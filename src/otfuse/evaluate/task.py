@@ -19,6 +19,7 @@ from transformers.models.auto import modeling_auto as tables
 from otfuse.core.dataset import Dataset, taken
 from otfuse.errors import DataError
 from otfuse.evaluate.run import NOT_PASSED, call, evaluating, positional, to_tensors, unwrapped_forward
+from otfuse.program.outputs import problem_type
 
 IGNORE = -100  # a target that does not count, as everywhere in torch and transformers
 MASKED_SHARE = 0.15
@@ -32,25 +33,29 @@ class Kind(StrEnum):
     NEXT_TOKEN = "next token"  # noqa: S105
     MASKED_TOKEN = "masked token"  # noqa: S105
     SEQUENCE = "sequence"  # tokens of a second sequence
+    NUMBERS = "numbers"  # of each example: regression
 
     @property
     def is_language(self) -> bool:
         """Whether perplexity, and not accuracy, is its measure."""
-        return self not in (Kind.CLASSES, Kind.TOKEN_CLASSES)
+        return self not in (Kind.CLASSES, Kind.TOKEN_CLASSES, Kind.NUMBERS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Arrays for one call of the model; ``targets[example]`` or ``[example, position]`` fit the logits; -100: not counted."""
+    """Arrays for one call of the model; ``targets[example]`` or ``[example, position]`` fit the logits; -100: not counted.
+
+    Of regression they are float32, ``[example, number]``, and all count.
+    """
 
     inputs: dict[str, NDArray[Any]]
-    targets: NDArray[np.int64]
+    targets: NDArray[Any]
     counts: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
         """Number of predictions that count."""
-        return int((self.targets != IGNORE).sum())
+        return self.targets.size if self.targets.dtype.kind == "f" else int((self.targets != IGNORE).sum())
 
     @property
     def examples(self) -> int:
@@ -83,6 +88,8 @@ class Task:
         """Inputs and targets of the examples at ``rows``; DataError if a label is none of the classes."""
         part = data.take(rows)
         inputs: dict[str, NDArray[Any]] = dict(part.inputs)
+        if self.kind is Kind.NUMBERS:
+            return Batch(inputs, _numbers(part, self.classes), part.counts)
         if self.mask_token_id is not None:
             inputs["input_ids"], targets = self._mask(inputs, rows, epoch, self.mask_token_id)
         elif self.kind is Kind.NEXT_TOKEN:
@@ -102,16 +109,25 @@ class Task:
     def predict(self, model: nn.Module, like: nn.Module, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
         """``logits[prediction, class]`` and ``targets[prediction]`` of the predictions that count, examples in order.
 
+        Of regression both are ``[example, number]``.
         ``model`` is what is called; ``like`` is the module inside it, if it was wrapped for parallel training.
         """
         logits = call(model, to_tensors(batch.inputs, like, device), by_position=self.by_position)
         targets = torch.from_numpy(batch.targets).to(device)
+        if self.kind is Kind.NUMBERS:
+            return logits, targets.to(logits.dtype)
         if logits.shape[:-1] != targets.shape:
             raise DataError(
                 f"the model predicts {list(logits.shape[:-1])} times where labels are {list(targets.shape)}; make them fit"
             )
         counted = targets != IGNORE
         return logits[counted], targets[counted]
+
+    def loss(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        """The sum over what :meth:`predict` gives: cross-entropy (nats), or squared error."""
+        if self.kind is Kind.NUMBERS:
+            return nn.functional.mse_loss(logits, targets, reduction="sum")
+        return nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
 
     def _mask(
         self, inputs: dict[str, NDArray[Any]], rows: NDArray[np.int64], epoch: int, mask: int
@@ -150,7 +166,7 @@ def derive(
 ) -> Task:
     """What ``model`` predicts on ``data``, found by running it on the first example.
 
-    Two-dimensional logits are classes. With logits per position the class decides (transformers' tables, then its
+    Two-dimensional logits are classes, or numbers where there is one per example or the config says regression. With logits per position the class decides (transformers' tables, then its
     loss type, then whether labels are given). DataError if labels are missing or do not fit, or if a masked language
     model without labels has no mask token. ``mask_token_id`` and ``special_ids`` come from the tokenizer; the token
     ids in the model's config are special too.
@@ -166,11 +182,14 @@ def derive(
         paired
         and data.labels is not None
         and data.labels.ndim > 1
+        and data.labels.dtype.kind in "iu"
         and "labels" in [p.name for p in unwrapped_forward(model)]
     )
     give = give and not any(name.startswith("decoder_inp") for name in names)
     shape = _first_logits(model, data, by_position=by_position, give_labels=give)
-    kind = _kind(model, data, len(shape), told=labels is not None, paired=paired)
+    kind = _kind(model, data, shape, told=labels is not None, paired=paired)
+    if kind is not Kind.NUMBERS and data.labels is not None and data.labels.dtype.kind not in "iu":
+        raise DataError(f"labels are {data.labels.dtype}; give whole numbers, one per class")
     mask: int | None = None
     special: tuple[int, ...] = ()
     if kind is Kind.MASKED_TOKEN and labels is None:
@@ -192,8 +211,10 @@ def _check(data: Dataset) -> None:
         raise DataError("the data are empty; give at least one example")
     if data.labels is not None:
         lengths["labels"] = len(data.labels)
-        if data.labels.dtype.kind not in "iu":
-            raise DataError(f"labels are {data.labels.dtype}; give whole numbers, one per class")
+        if data.labels.dtype.kind not in "iuf":
+            raise DataError(f"labels are {data.labels.dtype}; give numbers")
+        if not np.isfinite(data.labels).all():
+            raise DataError("labels have values that are not finite (NaN or infinite); clean the data")
     if len(set(lengths.values())) > 1:
         raise DataError(
             f"arrays have different numbers of examples ({', '.join(f'{k} {v}' for k, v in lengths.items())}); make them equal"
@@ -217,11 +238,12 @@ def _tokens(data: Dataset) -> NDArray[np.generic] | None:
     return whole[0] if len(whole) == len(data.inputs) == 1 else None
 
 
-def _kind(model: nn.Module, data: Dataset, dims: int, *, told: bool, paired: bool) -> Kind:
+def _kind(model: nn.Module, data: Dataset, shape: tuple[int, ...], *, told: bool, paired: bool) -> Kind:
+    dims = len(shape)
     if dims == 2:
         if data.labels is None:
             raise _missing(model)
-        return Kind.CLASSES
+        return Kind.NUMBERS if shape[-1] == 1 or problem_type(model) == "regression" else Kind.CLASSES
     if dims != 3:
         raise DataError(
             f"{type(model).__name__} returns logits of {dims} dimensions; [examples, classes] or one more are understood"
@@ -264,6 +286,16 @@ def _first_logits(model: nn.Module, data: Dataset, *, by_position: bool, give_la
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with evaluating([model], device):
         return tuple(call(model, to_tensors(arrays, model, device), by_position=by_position).shape)
+
+
+def _numbers(data: Dataset, count: int) -> NDArray[np.float32]:
+    assert data.labels is not None  # derive() saw them
+    wanted = (data.size, count)
+    if data.labels.shape not in ((wanted, wanted[:1]) if count == 1 else (wanted,)):
+        raise DataError(
+            f"labels are {list(data.labels.shape)} where the model predicts {list(wanted)} numbers; make them fit"
+        )
+    return data.labels.reshape(wanted).astype(np.float32)
 
 
 def _labels(data: Dataset) -> NDArray[np.int64]:

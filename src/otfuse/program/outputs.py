@@ -43,13 +43,18 @@ def distributions(model: Any, named: list[tuple[str, torch.Tensor]]) -> tuple[bo
 
     Logits are what a mapping calls so, and what has no name; not where the config says regression or several labels at once.
     """
-    problem = getattr(getattr(model, "config", None), "problem_type", None)
-    if problem in ("regression", "multi_label_classification"):
+    if problem_type(model) in ("regression", "multi_label_classification"):
         return (False,) * len(named)
     return tuple(
         (not name or "logits" in name) and tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] > 1
         for name, tensor in named
     )
+
+
+def problem_type(model: Any) -> str | None:
+    """What the config says that the model's logits are, if it says so."""
+    found = getattr(getattr(model, "config", None), "problem_type", None)
+    return found if isinstance(found, str) else None
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

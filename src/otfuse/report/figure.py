@@ -83,7 +83,8 @@ def _picture(file: Path, rows: Sequence[Row], draw: Callable[[Any, str], None], 
     FigureCanvasSVG(drawing)
     for axes, metric in zip(drawing.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         draw(axes, metric)
-        axes.set(ylabel=_METRICS[metric])
+        numbers = not any(key in row for row in rows for key in ("accuracy", "perplexity"))
+        axes.set(ylabel="squared error" if numbers else _METRICS[metric])
         axes.spines[["top", "right"]].set_visible(False)
     if legend:
         handles, labels = drawing.axes[0].get_legend_handles_labels()

@@ -103,9 +103,9 @@ def plan(
 
 
 def evaluated(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
-    """One row per model: examples, loss, and accuracy or perplexity."""
+    """One row per model: examples, loss, and accuracy or perplexity (of regression the squared error alone)."""
     score = _score(rows)
-    table = _table("model", ("examples", "right"), ("loss", "right"), (score, "right"), folded=0)
+    table = _table("model", ("examples", "right"), (_loss(score), "right"), (score, "right"), folded=0)
     for row in rows:
         table.add_row(str(row["model"]), f"{row['examples']:,}", *_scored(row, score))
     return [table]
@@ -116,16 +116,18 @@ def barrier(found: Mapping[str, Any]) -> list[RenderableType]:
     lines, score, parts = found["lines"], _score(found["parents"]), list[RenderableType]()
     for start in range(0, len(lines), _SIDE_BY_SIDE):
         few = lines[start : start + _SIDE_BY_SIDE]
-        along = _table("at", *((head, "right") for line in few for head in (f"{fit(line['recipe'], 20)} loss", score)))
+        along = _table(
+            "at", *((head, "right") for line in few for head in (f"{fit(line['recipe'], 20)} {_loss(score)}", score))
+        )
         for i, point in enumerate(few[0]["points"]):
             along.add_row(f"{point['at']:.3g}", *(cell for line in few for cell in _scored(line["points"][i], score)))
         parts += [along, Text()]
-    heads = ("barrier", "at", "in the middle", "loss at the end", score)
+    heads = ("barrier", "at", "in the middle", f"{_loss(score)} at the end", score)
     barriers = _table("recipe", *((head, "right") for head in heads), folded=0)
     for line in lines:
         gaps = (_number(line["barrier"]), f"{line['highest']:.3g}", _number(line["middle"]))
         barriers.add_row(line["recipe"], *gaps, *_scored(line["points"][-1], score))
-    told = "Barrier: the largest gap between the loss and what joins the losses of both ends, in nats; 0 is the anchor, 1 the carried source."
+    told = "Barrier: the largest gap between the loss and what joins the losses of both ends, in nats (squares of regression); 0 is the anchor, 1 the carried source."
     notes = [Text(note) for note in (told, *found["notes"])]
     return [*parts, barriers, Text(), *evaluated(found["parents"]), Text(), *notes]
 
@@ -134,7 +136,7 @@ def swept(found: Mapping[str, Any]) -> list[RenderableType]:
     """Points of a grid, best first, by the keys that vary; what recipes refuse last. ``found`` is results.json."""
     rows, score = found["rows"], _score(found["parents"])
     keys = [key for key, values in found["grid"].items() if len(values) > 1] or list(found["grid"])
-    table = _table(*keys, ("loss", "right"), (score, "right"), ("seconds", "right"), folded=0)
+    table = _table(*keys, (_loss(score), "right"), (score, "right"), ("seconds", "right"), folded=0)
     for row in (row for row in rows if "refused" not in row):
         table.add_row(*(str(row["point"][k]) for k in keys), *_scored(row, score), f"{row['seconds']:.1f}")
     parts: list[RenderableType] = [table, Text(), *evaluated(found["parents"])]
@@ -147,7 +149,11 @@ def swept(found: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _score(rows: Sequence[Mapping[str, Any]]) -> str:
-    return next((key for key in ("accuracy", "perplexity") if rows and key in rows[0]), "accuracy")
+    return next((key for key in ("accuracy", "perplexity") if rows and key in rows[0]), "")
+
+
+def _loss(score: str) -> str:
+    return "loss" if score else "squared error"
 
 
 def _scored(row: Mapping[str, Any], score: str) -> tuple[str, str]:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from otfuse.core.dataset import Dataset
+from otfuse.errors import UsageError
 from otfuse.evaluate.metrics import Score, evaluate
-from otfuse.evaluate.task import Batch, Task, derive, stream
+from otfuse.evaluate.task import Batch, Kind, Task, derive, stream
 from otfuse.train.options import FinetuneOptions
 from otfuse.train.progress import Progress, fingerprint, tidy
 from otfuse.train.worker import Worker, start
@@ -29,7 +30,7 @@ OnStep = Callable[[int, int, float], object]
 class TrainReport:
     """The trained copy and how it came about.
 
-    ``loss`` is the training loss of the last update (nats, label smoothing included; None if this call made none),
+    ``loss`` is the training loss of the last update (nats, label smoothing included, or squared error; None if this call made none),
     ``resumed_from`` the number of updates found done, ``is_main`` whether this process is the one that writes.
     """
 
@@ -76,6 +77,10 @@ def finetune(
     began = time.perf_counter()
     tokens: dict[str, Any] = {"mask_token_id": mask_token_id, "special_ids": tuple(special_ids), "seed": options.seed}
     task = _checked_task(model, data, **tokens)
+    if task.kind is Kind.NUMBERS and options.label_smoothing:
+        raise UsageError(
+            f"label_smoothing {options.label_smoothing:g}: the model predicts numbers, not classes; leave it out"
+        )
     if validation is not None:
         _checked_task(model, validation, **tokens)
     accelerator = start(options)
@@ -93,14 +98,13 @@ def finetune(
 
 @dataclass(frozen=True, slots=True)
 class _Labelled:
-    """Cross-entropy against the labels that a task finds."""
+    """Cross-entropy against the labels that a task finds, or their squared error."""
 
     task: Task
     smoothing: float
 
     def loss(self, model: nn.Module, like: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        logits, targets = self.task.predict(model, like, batch, device)
-        return nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.smoothing)
+        return self.task.loss(*self.task.predict(model, like, batch, device), smoothing=self.smoothing)
 
 
 def _train(
