@@ -55,16 +55,16 @@ def test_the_figures_are_those_of_eval_and_fuse_and_the_folder_tells_them_again(
 def test_models_of_other_sizes_have_no_plain_line_and_a_carried_one_all_the_same(otfuse, models, data, tmp_path):
     from tiny import build, save
 
-    wide = save(build("gpt2", 3, mlp=40), tmp_path / "wide")
-    given = ("barrier", models / "gpt20", wide, "--data", data / "text.txt", "--points", "4", "--json")
+    wide = save(build("vit", 3, mlp=40), tmp_path / "wide")
+    given = ("barrier", models / "vit0", wide, "--data", data / "labelled.npz", "--points", "4", "--json")
     ran = otfuse(*given, "--recipe", "otfusion-wts", "--recipe", "aligned")
     assert ran.status == 0, ran.err
     found = json.loads(ran.out)
     assert [(ln["recipe"], ln["middle"]) for ln in found["lines"]] == [("otfusion-wts", None), ("aligned", None)]
     assert found["notes"][0].startswith("there is no line of the plain average: ")
     assert [point["at"] for point in found["lines"][0]["points"]] == [0, 1 / 3, 2 / 3, 1]
-    assert set(found["lines"][0]["points"][0]) == {"at", "examples", "loss", "perplexity"}
-    asked = otfuse("barrier", models / "gpt20", wide, "--data", data / "text.txt", "--recipe", "vanilla", "-q")
+    assert set(found["lines"][0]["points"][0]) == {"at", "examples", "loss", "accuracy"}
+    asked = otfuse("barrier", models / "vit0", wide, "--data", data / "labelled.npz", "--recipe", "vanilla", "-q")
     assert (asked.status, asked.err.count("\n")) == (1, 1)
 
 

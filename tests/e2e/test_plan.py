@@ -35,11 +35,11 @@ def test_memory_and_time_are_told(otfuse, models, data, monkeypatch, name):
 
 def test_larger_models_more_examples_and_the_gate_cost_more(otfuse, models, tmp_path):
     for seed in (0, 1):
-        tiny.save(tiny.build("llama", seed, hidden=64, mlp=512), tmp_path / f"large{seed}")
+        tiny.save(tiny.build("vit", seed, hidden=64, mlp=512), tmp_path / f"large{seed}")
     for count, name in ((8, "few"), (64, "many")):
-        ids = np.random.default_rng(0).integers(5, tiny.WORDS["vocabulary"], (count, tiny.LENGTH))
-        np.savez(tmp_path / f"{name}.npz", input_ids=ids)
-    small, large = [[models / f"llama{i}" for i in (0, 1)], [tmp_path / f"large{i}" for i in (0, 1)]]
+        images = np.random.default_rng(0).normal(size=(count, 1, 8, 8)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", pixel_values=images)
+    small, large = [[models / f"vit{i}" for i in (0, 1)], [tmp_path / f"large{i}" for i in (0, 1)]]
 
     def cost(pair, *options):
         plan = json.loads(otfuse("fuse", *pair, "--dry-run", "--json", *options).out)
