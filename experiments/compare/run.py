@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,9 @@ from rows import Made, Setting, rows  # noqa: E402
 
 from otfuse.train.finetune import finetune  # noqa: E402
 from otfuse.train.options import FinetuneOptions  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 FINETUNED = FinetuneOptions(steps=100, batch_size=32, learning_rate=5e-4, weight_decay=0.01, device="cpu")
 """The same for every row; chosen once on the parents' own training images."""
@@ -81,6 +84,41 @@ def table(kept: dict[str, Any]) -> list[str]:
     return lines
 
 
+CONTROLS = {"as it is": "", "distilled alike": ", distilled", "distilled twice as long": ", distilled twice as long"}
+
+
+def against(every: dict[str, dict[str, Any]]) -> list[str]:
+    """Lines of Markdown: loss of ``auto`` less that of the parent which is better on test data, seed by seed, in three states."""
+    lines = [
+        f"| `auto` less the better parent | {' | '.join(CONTROLS)} | seconds of both |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    total: dict[str, list[float]] = {what: [] for what in CONTROLS}
+    for name, kept in every.items():
+        cells, seconds = [], [_mean(own["auto"]["seconds"] for own in kept.values())]
+        for what, state in CONTROLS.items():
+            pairs = [
+                (own["auto"], min((own[r] for r in own if _is_parent(r, state)), key=lambda r: r["loss"], default=None))
+                for own in kept.values()
+            ]
+            gaps = [auto["loss"] - parent["loss"] for auto, parent in pairs if parent is not None]
+            cells.append(shown(gaps, "loss") if len(gaps) == len(kept) else "")
+            total[what] += [statistics.fmean(gaps)] if cells[-1] else []
+            if what == list(CONTROLS)[-1] and cells[-1]:
+                seconds.append(_mean(parent["seconds"] for _, parent in pairs))
+        lines.append(f"| {name} | {' | '.join(cells)} | {', '.join(f'{s:.0f}' for s in seconds)} |")
+    means = [f"{statistics.fmean(found):.3f} ({len(found)})" if found else "" for found in total.values()]
+    return [*lines, f"| mean (of so many settings) | {' | '.join(means)} | |"]
+
+
+def _is_parent(row: str, state: str) -> bool:
+    return row.startswith("parent ") and row.partition(",")[0] + state == row
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(list(values))
+
+
 def shown(values: list[float], column: str) -> str:
     """Mean and standard deviation."""
     if not values:
@@ -120,17 +158,10 @@ def write(out: Path) -> None:
         "",
     ]
     text += [f"Machine: {', '.join(f'{k} {v}' for k, v in job.machine().items())}; one thread.", ""]
-    for where in sorted(out.glob("*.json")):
-        told = settings.SETTINGS.get(where.stem)
-        if told is not None:
-            text += [
-                f"## {where.stem}",
-                "",
-                (told.__doc__ or "").strip(),
-                "",
-                *table(json.loads(where.read_text())),
-                "",
-            ]
+    every = {w.stem: json.loads(w.read_text()) for w in sorted(out.glob("*.json")) if w.stem in settings.SETTINGS}
+    text += [*against({n: kept for n, kept in every.items() if all("auto" in own for own in kept.values())}), ""]
+    for name, kept in every.items():
+        text += [f"## {name}", "", (settings.SETTINGS[name].__doc__ or "").strip(), "", *table(kept), ""]
     (out / "results.md").write_text("\n".join(text))
 
 
