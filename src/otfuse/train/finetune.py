@@ -77,16 +77,13 @@ def finetune(
     began = time.perf_counter()
     tokens: dict[str, Any] = {"mask_token_id": mask_token_id, "special_ids": tuple(special_ids), "seed": options.seed}
     task = _checked_task(model, data, **tokens)
-    if task.kind is Kind.NUMBERS and options.label_smoothing:
-        raise UsageError(
-            f"label_smoothing {options.label_smoothing:g}: the model predicts numbers, not classes; leave it out"
-        )
+    lesson = _Labelled(task, options.label_smoothing)
     if validation is not None:
         _checked_task(model, validation, **tokens)
     accelerator = start(options)
     run = fingerprint(model, data, options, [mask_token_id, sorted(special_ids)]) if out is not None else {}
     progress = _progress(out, accelerator, restart=restart)
-    worker = Worker(model, _Labelled(task, options.label_smoothing), options, accelerator)
+    worker = Worker(model, lesson, options, accelerator)
     with tidy(progress if accelerator.is_main_process else None):
         done, loss = _train(worker, task, data, progress, run, on_step)
     trained = worker.finish()
@@ -102,6 +99,12 @@ class _Labelled:
 
     task: Task
     smoothing: float
+
+    def __post_init__(self) -> None:
+        if self.smoothing and self.task.kind is Kind.NUMBERS:
+            raise UsageError(
+                f"label_smoothing {self.smoothing:g}: the model predicts numbers, not classes; leave it out"
+            )
 
     def loss(self, model: nn.Module, like: nn.Module, batch: Batch, device: torch.device) -> Tensor:
         return self.task.loss(*self.task.predict(model, like, batch, device), smoothing=self.smoothing)
