@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _THREADS = 2  # one reads and hashes while the other adds and writes: more only wait for the disk
-_KEPT = (1 << 25) - (1 << 12)  # bytes: just below the most that glibc lets its threshold grow to
+_KEPT = (1 << 25) - (1 << 14)  # bytes: just below the most that glibc lets its threshold grow to
 
 
 def plain_pieces(parents: Sequence[Parent], weights: Sequence[float]) -> list[tuple[str, Iterator[torch.Tensor]]]:
@@ -58,7 +58,7 @@ def _require_same(anchor: Parent, source: Parent) -> None:
 
 def at_once(do: Callable[[T], None], items: Sequence[T]) -> Iterator[None]:
     """``do`` for every item, two at a time, each with one of PyTorch's threads; what fails ends it."""
-    torch.empty(_KEPT, dtype=torch.uint8)  # and freed: from now on glibc keeps blocks of up to that size for the next
+    bytes(_KEPT)  # never touched, and freed: from now on glibc keeps blocks of up to that size for the next
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(_THREADS, initializer=torch.set_num_threads, initargs=(1,))
     try:
