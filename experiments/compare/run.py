@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -28,9 +28,6 @@ from rows import Made, Setting, rows  # noqa: E402
 
 from otfuse.train.finetune import finetune  # noqa: E402
 from otfuse.train.options import FinetuneOptions  # noqa: E402
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 FINETUNED = FinetuneOptions(steps=100, batch_size=32, learning_rate=5e-4, weight_decay=0.01, device="cpu")
 """The same for every row; chosen once on the parents' own training images."""
@@ -95,7 +92,7 @@ def against(every: dict[str, dict[str, Any]]) -> list[str]:
     ]
     total: dict[str, list[float]] = {what: [] for what in CONTROLS}
     for name, kept in every.items():
-        cells, seconds = [], [_mean(own["auto"]["seconds"] for own in kept.values())]
+        cells, seconds = [], [statistics.fmean(own["auto"]["seconds"] for own in kept.values())]
         for what, state in CONTROLS.items():
             pairs = [
                 (own["auto"], min((own[r] for r in own if _is_parent(r, state)), key=lambda r: r["loss"], default=None))
@@ -105,7 +102,7 @@ def against(every: dict[str, dict[str, Any]]) -> list[str]:
             cells.append(shown(gaps, "loss") if len(gaps) == len(kept) else "")
             total[what] += [statistics.fmean(gaps)] if cells[-1] else []
             if what == list(CONTROLS)[-1] and cells[-1]:
-                seconds.append(_mean(parent["seconds"] for _, parent in pairs))
+                seconds.append(statistics.fmean(parent["seconds"] for _, parent in pairs))
         lines.append(f"| {name} | {' | '.join(cells)} | {', '.join(f'{s:.0f}' for s in seconds)} |")
     means = [f"{statistics.fmean(found):.3f} ({len(found)})" if found else "" for found in total.values()]
     return [*lines, f"| mean (of so many settings) | {' | '.join(means)} | |"]
@@ -113,10 +110,6 @@ def against(every: dict[str, dict[str, Any]]) -> list[str]:
 
 def _is_parent(row: str, state: str) -> bool:
     return row.startswith("parent ") and row.partition(",")[0] + state == row
-
-
-def _mean(values: Iterable[float]) -> float:
-    return statistics.fmean(list(values))
 
 
 def shown(values: list[float], column: str) -> str:

@@ -27,7 +27,7 @@ from otfuse.train.options import FinetuneOptions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-KEPT = Path(__file__).parents[2] / "build" / "parents"
+KEPT = Path(__file__).resolve().parents[2] / "build" / "parents"
 TRAIN = FinetuneOptions(steps=300, batch_size=32, learning_rate=1e-3, weight_decay=0.05, device="cpu")
 IMAGES = 1297  # to train on; the others are held out
 WIDTH = 64

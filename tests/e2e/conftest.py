@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import forked
 import tiny
 
 
@@ -39,7 +40,7 @@ def data(tmp_path_factory):
     return root
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "80"}
+ENVIRONMENT = {**os.environ, **forked.ENVIRONMENT}
 COMMAND = str(Path(sys.executable).with_name("otfuse"))
 
 

@@ -16,6 +16,7 @@ from otfuse.errors import DataError
 from otfuse.io.companions import Own
 from otfuse.io.counted import counts, laid_out
 from otfuse.io.fit import check_fits, shift_right
+from otfuse.program.outputs import VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _TEXTS = (".txt", ".text", ".md")
 # What names of inputs promise, whatever the model: other names are taken as they come.
-_FLOATING = ("regression", "multi_label_classification")
 _INTEGERS = ("_ids", "_mask", "labels")
 _FLOATS = ("_values", "_features", "_embeds")
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def _names(arrays: Mapping[str, Any], wanted: Sequence[str], where: str) -> list
 
 def _wanted(name: str, config: Mapping[str, Any]) -> str | None:
     """``f``, ``i`` or None (as it comes)."""
-    if name == "labels" and (config.get("problem_type") in _FLOATING or len(config.get("id2label") or "..") == 1):
+    if name == "labels" and (config.get("problem_type") in VALUES or len(config.get("id2label") or {}) == 1):
         return "f"
     if name.endswith(_INTEGERS):
         return "i"

@@ -10,6 +10,7 @@ import torch
 # Outputs that a model gives along the way; what another model of the same kind would not be asked for.
 _INCIDENTAL = ("past_key_values", "hidden_states", "attentions", "loss", "cache", "router_logits", "_state")
 _SIDE = ("encoder_", "decoder_")
+VALUES = ("regression", "multi_label_classification")  # problem types of which logits are no distribution
 
 
 def main_outputs(result: Any) -> tuple[torch.Tensor, ...]:
@@ -43,7 +44,7 @@ def distributions(model: Any, named: list[tuple[str, torch.Tensor]]) -> tuple[bo
 
     Logits are what a mapping calls so, and what has no name; not where the config says regression or several labels at once.
     """
-    if problem_type(model) in ("regression", "multi_label_classification"):
+    if problem_type(model) in VALUES:
         return (False,) * len(named)
     return tuple(
         (not name or "logits" in name) and tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] > 1
