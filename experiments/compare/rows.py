@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from otfuse.core.dataset import Dataset
 
 
+LONGER = {2: ("twice", 2), 3: ("four times", 4), 5: ("six times", 6)}
+"""How many times the steps take about as long as ``auto`` with so many parents: its time grows with them."""
+
 TOLD = ("distilled for", "distilled from", "undone", "clearly better", "calibrated from", "nothing was")
 
 
@@ -120,6 +123,9 @@ def rows(setting: Setting) -> dict[str, Callable[[], Made]]:
     for i in range(k):
         order = [i, *(j for j in range(k) if j != i)]
         found[f"parent {i + 1}, distilled"] = lambda order=order: distilled(setting, "anchor", order)
-        twice = {"distilled.steps": 2 * setting.steps}  # about as long as auto takes
-        found[f"parent {i + 1}, distilled twice as long"] = lambda o=order, t=twice: distilled(setting, "anchor", o, t)
+        for word, times in dict.fromkeys((LONGER[2], LONGER[k])):
+            more = {"distilled.steps": times * setting.steps}
+            found[f"parent {i + 1}, distilled {word} as long"] = lambda o=order, m=more: distilled(
+                setting, "anchor", o, m
+            )
     return found

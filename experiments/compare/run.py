@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "know"), str(HERE.parents[1] / "benchmarks")]
 import job  # noqa: E402
 import settings  # noqa: E402
-from rows import Made, Setting, rows  # noqa: E402
+from rows import LONGER, Made, Setting, rows  # noqa: E402
 
 from otfuse.train.finetune import finetune  # noqa: E402
 from otfuse.train.options import FinetuneOptions  # noqa: E402
@@ -81,7 +81,11 @@ def table(kept: dict[str, Any]) -> list[str]:
     return lines
 
 
-CONTROLS = {"as it is": "", "distilled alike": ", distilled", "distilled twice as long": ", distilled twice as long"}
+CONTROLS = {
+    "as it is": "",
+    "distilled alike": ", distilled",
+    "distilled as long as auto takes": ", distilled {} as long",
+}
 
 
 def against(every: dict[str, dict[str, Any]]) -> list[str]:
@@ -92,10 +96,19 @@ def against(every: dict[str, dict[str, Any]]) -> list[str]:
     ]
     total: dict[str, list[float]] = {what: [] for what in CONTROLS}
     for name, kept in every.items():
+        parents = sum(row.startswith("parent ") and "," not in row for row in next(iter(kept.values())))
+        longer = LONGER[parents][0]
         cells, seconds = [], [statistics.fmean(own["auto"]["seconds"] for own in kept.values())]
         for what, state in CONTROLS.items():
             pairs = [
-                (own["auto"], min((own[r] for r in own if _is_parent(r, state)), key=lambda r: r["loss"], default=None))
+                (
+                    own["auto"],
+                    min(
+                        (own[r] for r in own if _is_parent(r, state.format(longer))),
+                        key=lambda r: r["loss"],
+                        default=None,
+                    ),
+                )
                 for own in kept.values()
             ]
             gaps = [auto["loss"] - parent["loss"] for auto, parent in pairs if parent is not None]
