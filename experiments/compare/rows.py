@@ -123,9 +123,7 @@ def rows(setting: Setting) -> dict[str, Callable[[], Made]]:
     for i in range(k):
         order = [i, *(j for j in range(k) if j != i)]
         found[f"parent {i + 1}, distilled"] = lambda order=order: distilled(setting, "anchor", order)
-        for word, times in dict.fromkeys((LONGER[2], LONGER[k])):
-            more = {"distilled.steps": times * setting.steps}
-            found[f"parent {i + 1}, distilled {word} as long"] = lambda o=order, m=more: distilled(
-                setting, "anchor", o, m
-            )
+        word, times = LONGER[k]
+        more = {"distilled.steps": times * setting.steps}
+        found[f"parent {i + 1}, distilled {word} as long"] = lambda o=order, m=more: distilled(setting, "anchor", o, m)
     return found
