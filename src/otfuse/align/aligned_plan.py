@@ -56,6 +56,7 @@ def cost(pairs: Sequence[Pair], options: Aligned, operators: int) -> Cost:
     width = precision(sum(sizes.values())).itemsize
     kept = min(width * sum(sizes.values()), HELD)
     memory = 8 * (4 * maps * (sources + 1) + 4 * layer + 4 * largest + 6 * table) + kept * (sources + 1)
+    memory += kept if sources > 1 and width == 8 else 0  # means of the others
     along = sum(
         2 * sizes[m.tensor] * min(s.size, graph.shapes[m.tensor][m.axis])
         for s in free

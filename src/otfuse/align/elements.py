@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -29,22 +29,26 @@ class Place:
     inverse: bool = False
     order_only: bool = False
     batch_axis: int | None = None
+    _index: slice | tuple[torch.Tensor, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_index", self._indexed())  # asked for with every tensor that is carried
 
     def block(self, tensor: torch.Tensor) -> torch.Tensor:
         """``[copies, n, rest]`` of a tensor, not to be changed: a view of it where the positions lie side by side."""
         copies, n, _ = self.positions.shape
-        return self._view(tensor)[self._index()].reshape(copies, n, -1)
+        return self._view(tensor)[self._index].reshape(copies, n, -1)
 
     def write(self, tensor: torch.Tensor, block: torch.Tensor) -> None:
         """The block back into a tensor, in place."""
-        view, index = self._view(tensor), self._index()
+        view, index = self._view(tensor), self._index
         rest = view.shape[1 if self.batch_axis is None else 2 :]
         lead = (index.stop - index.start,) if isinstance(index, slice) else index[-1].shape
         view[index] = block.reshape(*lead, *rest).to(tensor)
 
     def whole(self, tensor: torch.Tensor, block: torch.Tensor) -> torch.Tensor | None:
         """The tensor that such a block is all of, in another layout; None if there are other positions."""
-        view, index = self._view(tensor), self._index()
+        view, index = self._view(tensor), self._index
         if not isinstance(index, slice) or index.stop - index.start != len(view):
             return None
         return block.reshape(view.shape).movedim(0, self.axis).to(tensor)
@@ -54,7 +58,7 @@ class Place:
             return tensor.movedim(self.axis, 0)
         return tensor.movedim((self.batch_axis, self.axis), (0, 1))
 
-    def _index(self) -> slice | tuple[torch.Tensor, ...]:
+    def _indexed(self) -> slice | tuple[torch.Tensor, ...]:
         if self.batch_axis is not None:
             own = self.positions.reshape(len(self.positions), -1)
             return torch.arange(len(own))[:, None], own

@@ -13,7 +13,7 @@ from otfuse.align.observed import FramedNodes, cross_moments, places_at
 from otfuse.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from otfuse.align.balance import Balanced
     from otfuse.align.compared import State
@@ -50,11 +50,15 @@ class AmongTensors:
         self._models, self._spaces, self._shares, self._squares = models, spaces, shares, squares
 
     def against(self, k: int, others: Sequence[int], states: States) -> Problem:
-        """See :class:`Among`: tensors in parts, nothing kept."""
+        """See :class:`Among`: tensors in parts; the others' means are kept where models are small enough to be kept."""
+        small, kept = self._models[0].dtype == torch.float64, dict[str, list[Tensors]]()
 
-        def read(name: str) -> Iterator[Tensors]:
-            for parts in zip(*(self._models[i].parts(name) for i in (*others, k)), strict=True):
-                yield Tensors(self._mean(name, others, parts[:-1], states), parts[-1])
+        def read(name: str) -> Iterable[Tensors]:
+            if name in kept:
+                return kept[name]
+            every = zip(*(self._models[i].parts(name) for i in (*others, k)), strict=True)
+            found = (Tensors(self._mean(name, others, parts[:-1], states), parts[-1]) for parts in every)
+            return kept.setdefault(name, list(found)) if small else found
 
         return Problem(self._spaces, self._models[0].names, read, _NOISE[self._models[0].dtype])
 

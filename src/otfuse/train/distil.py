@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 RATES = (10**-3.5, 1e-3)  # learning rates that are tried first; further ones half a decade beyond the better
 _LIMITS = (1e-6, 2e-2)
 _BETAS = (0.9, 0.98)  # of AdamW: runs are short, and the second moment must follow
-_ENOUGH = 0.25  # of what the best rate gains in its trial
+_NEAR = 0.25  # of the best trial's divergence: a larger rate that comes so near will be as good in a longer run
 _WORTH_TRIALS = 30  # steps; with fewer left by a budget the last of the rates is taken untried
 _TRIAL = 0.2  # of the steps, a trial's; a twentieth chose rates ten times too small (docs/experiments.md)
 _LONGEST = 100  # steps of a trial
@@ -154,7 +154,7 @@ class _Training:
         given, tried = self.course.learning_rate, dict[float, float]()
         if given is None and steps and choose:
             _, tried = searched(lambda rate: self.trial(rate, _trial_steps(steps)), self.course.rates, 10**0.5, _LIMITS)
-            given = _largest(tried, before)
+            given = _largest(tried)
         rates: dict[str, Any] = {
             "rates": list(tried),
             "figures": list(tried.values()),
@@ -283,9 +283,9 @@ def _beside(trials: int, steps: float) -> float:
     return max(0.0, left if left * _TRIAL <= _LONGEST else _TRAINING * (steps - trials * _LONGEST))
 
 
-def _largest(tried: Mapping[float, float], before: float) -> float:
-    """The largest rate that gains in its trial, a quarter of what the best does: shorter runs favour small ones (arXiv 1803.02021)."""
+def _largest(tried: Mapping[float, float]) -> float:
+    """The largest rate whose trial comes near the best one: shorter runs favour small rates (arXiv 1803.02021)."""
     best = min(tried.values())
-    if not best < before:
-        return min(tried, key=tried.__getitem__) if math.isfinite(best) else min(tried)
-    return max(rate for rate, figure in tried.items() if before - figure >= _ENOUGH * (before - best))
+    if not math.isfinite(best):
+        return min(tried)
+    return max(rate for rate, figure in tried.items() if figure - best <= _NEAR * abs(best))
