@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 LONGER = {2: ("twice", 2), 3: ("four times", 4), 5: ("six times", 6)}
-"""How many times the steps take about as long as ``auto`` with so many parents: its time grows with them."""
+"""How many times the steps take at least as long as ``auto`` with so many parents: its time grows with them."""
 
 TOLD = ("distilled for", "distilled from", "undone", "clearly better", "calibrated from", "nothing was")
 

@@ -84,7 +84,7 @@ def table(kept: dict[str, Any]) -> list[str]:
 CONTROLS = {
     "as it is": "",
     "distilled alike": ", distilled",
-    "distilled as long as auto takes": ", distilled {} as long",
+    "distilled at least as long as auto takes": ", distilled {} as long",
 }
 
 
