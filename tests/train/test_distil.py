@@ -87,6 +87,23 @@ def test_it_learns_and_the_same_seed_gives_the_same(parts, whole):
     assert not torch.equal(other.weights["head.weight"], whole.weights["head.weight"])
 
 
+@pytest.mark.parametrize(
+    ("trials", "taken"),
+    [
+        (
+            {1e-4: 0.0327, 1e-5: 0.0284, 1e-6: 0.0270},
+            1e-4,
+        ),  # none gains on 0.0269: a longer run may, at a rate that trains
+        ({1e-2: 0.49, 3e-3: 0.37, 1e-3: 0.43}, 3e-3),
+        ({1e-2: np.inf, 1e-3: np.inf}, 1e-3),
+        ({1e-2: 1e-9, 1e-3: -2e-9, 1e-4: -2e-9}, 1e-3),  # rounding where nothing is left to learn
+    ],
+)
+def test_the_largest_rate_near_the_best_trial_is_taken(monkeypatch, parts, trials, taken):
+    monkeypatch.setattr("otfuse.train.distil.searched", lambda *_: (min(trials, key=trials.get), trials))
+    assert small.run(parts, course=small.course(learning_rate=None, steps=1)).learning_rate == taken
+
+
 def test_what_gets_worse_gives_the_start_back(parts):
     made = small.run(parts, course=small.course(learning_rate=30.0))
     assert (made.best, made.after) == (0, made.before)
