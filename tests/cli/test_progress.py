@@ -18,6 +18,15 @@ def test_a_long_stage_tells_how_far_it_is(monkeypatch, capsys):
     ]
 
 
+def test_a_stage_begun_again_counts_its_time_anew(monkeypatch, capsys):
+    seconds = iter([0.0, 10.0, 20.0, 500.0, 510.0])
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(seconds))
+    with output.reporting(quiet=False, verbose=False) as progress:
+        for done in (1, 2, 3, 1, 2):  # one source after another
+            progress("align", done, 12)
+    assert capsys.readouterr().err.splitlines()[-1] == "otfuse: align: 2 of 12 done, about 2 min left"
+
+
 def test_a_short_stage_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(output.time, "monotonic", lambda: 3.0)
     with output.reporting(quiet=False, verbose=False) as progress:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from otfuse.core.options import Aligned
     from otfuse.core.space import Space
 
+_TOGETHER = (
+    20  # further rounds of every source where there are several: ten sweeps of two (five digit classifiers took 18)
+)
 _TURNS = 1.5e5  # turns of an empty loop that one update of one space takes beside its products
 _TRIALS = 1.5e6  # the same for the trials of groups, an operator
 _WHOLE = ("heads", "queries", "experts")
@@ -63,6 +66,7 @@ def cost(pairs: Sequence[Pair], options: Aligned, operators: int) -> Cost:
         for m in s.members
         if m.tensor in sizes
     )
+    rounds = USUAL + (_TOGETHER if sources > 1 else 0)
     updates = sum(s.size if s.kind in _WHOLE else 1 for s in free)
     if options.features == "activations":
         nodes = [
@@ -76,9 +80,9 @@ def cost(pairs: Sequence[Pair], options: Aligned, operators: int) -> Cost:
         )  # of every pair, and a mean
     return Cost(
         memory,
-        3.0 * USUAL * along * sources * width / 8,
-        16.0 * USUAL * 3 * sum(sizes.values()) * sources,
-        USUAL * updates * _TURNS * sources + _TRIALS * operators * (options.groups == "full"),
+        3.0 * rounds * along * sources * width / 8,
+        16.0 * rounds * 3 * sum(sizes.values()) * sources,
+        rounds * updates * _TURNS * sources + _TRIALS * operators * (options.groups == "full"),
     )  # fmt: skip
 
 

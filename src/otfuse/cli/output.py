@@ -133,11 +133,11 @@ def _lines() -> Callable[[str, int, int], None]:
             told[stage] = now
             say(f"otfuse: {stage}")
         at, before = first.get(stage, (now, done + 1))
-        if done < before:  # the first, or begun again
+        if done <= before:  # the first, or begun again
             first.pop(stage, None)
             if done:
                 first[stage] = now, done
-        elif before < done < total and now - told[stage] >= _PATIENCE:
+        elif done < total and now - told[stage] >= _PATIENCE:
             told[stage] = now
             say(f"otfuse: {stage}: {done} of {total} done, {left(now - at, done - before, total - done)} left")
 
